@@ -1,0 +1,271 @@
+"""The one-command tour: catalogues, two fine-tuned embedders, four indices, the A/B table.
+
+Both arms share base, seed, data order and every setting but the noise.
+"""
+
+import json
+import os
+import shutil
+import statistics
+import subprocess
+import sys
+from collections.abc import Iterable
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from demo import catalogs
+from demo.steps import Steps, digest_of
+from fanoise.errors import FANoiseError
+from fanoise.storage import write_atomic
+
+RECIPE = Path("trainer/recipes/demo.yaml")
+CHECKPOINT = Path("demo/checkpoint")
+DATA = Path("runs/demo/data")
+RESULTS = Path("demo/results.json")
+ARMS = ("baseline", "fanoise")
+METRIC = "R@1"
+
+
+@dataclass(frozen=True)
+class QuerySet:
+    """Queries of one kind over one split of one catalogue."""
+
+    catalog: str
+    name: str
+    split: str
+    label: str
+
+    @property
+    def file(self) -> Path:
+        return DATA / self.catalog / "queries" / f"{self.name}.jsonl"
+
+
+QUERY_SETS = (
+    QuerySet("products", "text", "test", "text to product"),
+    QuerySet("products", "photo", "test", "photo to same product"),
+    QuerySet("products", "photo_text", "test", "photo + “in green”"),
+    QuerySet("products", "near_miss", "near_miss", "near-miss products"),
+    QuerySet("documents", "text", "test", "text to page"),
+    QuerySet("documents", "near_miss", "near_miss", "near-miss pages"),
+)
+
+
+@dataclass(frozen=True)
+class Tour:
+    """One pass over the demo: `root` holds its runs, indices and results; `base` another checkpoint than the demo's."""
+
+    root: Path
+    base: str | None = None
+    seed: int | None = None
+    progress: bool = True
+
+    def run(self) -> dict[str, Any]:
+        """Do what is not done yet and return the report, also written to `report.json`."""
+        self.root.mkdir(parents=True, exist_ok=True)
+        steps = Steps(self.root / "steps.json")
+        make_data(self.progress)
+        for arm in ARMS:
+            self._train(steps, arm)
+        for arm in ARMS:
+            self._index_and_evaluate(steps, arm)
+        steps.run("report", self._result_files(), self.root / "report.json", self._write_report)
+        return json.loads((self.root / "report.json").read_text())
+
+    def index(self, catalog: str, arm: str) -> Path:
+        return self.root / "index" / f"{catalog}-{arm}"
+
+    def _result(self, query_set: QuerySet, arm: str) -> Path:
+        return self.root / "results" / f"{query_set.catalog}-{query_set.name}-{arm}.json"
+
+    def _train(self, steps: Steps, arm: str) -> None:
+        run = self.root / arm
+        options = {"output_dir": run, "resume": "auto"}
+        if arm == "baseline":
+            options["noise.strength"] = 0
+        if self.seed is not None:
+            options["seed"] = self.seed
+        if self.base is not None:  # a real VLM wants a gentler rate, and does not fit a whole batch at once
+            options |= {"model.base": self.base, "optimizer.lr": 1e-4, "chunk_size": 8}
+        inputs: list[Path | str] = [
+            RECIPE,
+            *_pair_files(),
+            *_weight_files(self.base or CHECKPOINT),
+            str(self.base),
+            str(self.seed),
+        ]
+        started = self.root / f"{arm}.started"
+        digest = digest_of(inputs)
+
+        def train() -> None:
+            # a killed run goes on only from the same inputs; what else lies in its folder is of an older recipe
+            if not started.exists() or started.read_text() != digest or (run / "embedder.json").exists():
+                shutil.rmtree(run, ignore_errors=True)
+                write_atomic(started, digest)
+            _call("trainer", "--config", str(RECIPE), *(f"--{name}={value}" for name, value in options.items()))
+
+        steps.run(f"train {arm}", inputs, run / "embedder.json", train)
+
+    def _index_and_evaluate(self, steps: Steps, arm: str) -> None:
+        """Both in this process, and with the embedder loaded once: imports and loading cost more than the work."""
+        run = self.root / arm
+        weights = [*_weight_files(run), run / "embedder.json"]
+        loaded: dict[str, Any] = {}
+
+        def embedder() -> Any:
+            if not loaded:
+                from fanoise.embedder import Embedder
+
+                loaded["embedder"] = Embedder.from_pretrained(run)
+            return loaded["embedder"]
+
+        def build(catalog: str) -> None:
+            from index.build import build_index
+
+            print(f"index {catalog} with {arm}", flush=True)
+            build_index(embedder(), DATA / catalog / "catalog.csv", self.index(catalog, arm), progress=self.progress)
+
+        def evaluate(query_set: QuerySet) -> None:
+            from eval.retrieval import evaluate
+            from index.search import Searcher
+
+            searcher = Searcher.open(self.index(query_set.catalog, arm), embedder=embedder())
+            result = evaluate(
+                searcher, query_set.file, where={"split": query_set.split}, seed=self.seed, progress=self.progress
+            )
+            result.write(self._result(query_set, arm))
+
+        for catalog in ("products", "documents"):
+            target = self.index(catalog, arm)
+            steps.run(
+                f"index {catalog} {arm}",
+                [*weights, DATA / catalog / "catalog.csv"],
+                target / "manifest.json",
+                partial(build, catalog),
+            )
+        for query_set in QUERY_SETS:
+            manifest = self.index(query_set.catalog, arm) / "manifest.json"
+            result = self._result(query_set, arm)
+            steps.run(
+                f"evaluate {query_set.catalog} {query_set.name} {arm}",
+                [manifest, query_set.file],
+                result,
+                partial(evaluate, query_set),
+            )
+
+    def _result_files(self) -> list[Path]:
+        files = [self._result(query_set, arm) for query_set in QUERY_SETS for arm in ARMS]
+        return [*files, *([RESULTS] if RESULTS.exists() else [])]
+
+    def _write_report(self) -> None:
+        from eval.compare import compare
+
+        rows = []
+        for query_set in QUERY_SETS:
+            comparison = compare(*(self._result(query_set, arm) for arm in ARMS), metric=METRIC)
+            found = comparison.headline
+            row = {
+                "name": query_set.label,
+                "catalog": query_set.catalog,
+                "metric": METRIC,
+                "queries": comparison.queries,
+                "baseline": found.a,
+                "fanoise": found.b,
+                "difference": found.difference,
+                "interval": [found.low, found.high],
+                "p": found.p,
+                "wins": found.wins,
+                "ties": found.ties,
+                "losses": found.losses,
+            }
+            rows.append(row | (_seed_spread(query_set) if self.base is None else {}))
+        report = {
+            "base": self.base or str(CHECKPOINT),
+            "noise": yaml.safe_load(RECIPE.read_text())["noise"],
+            "sets": rows,
+        }
+        write_atomic(self.root / "report.json", json.dumps(report, indent=2, ensure_ascii=False) + "\n")
+
+
+def make_data(progress: bool) -> None:
+    """Draw the two catalogues, unless they are there."""
+    for name, make, size in (
+        ("products", catalogs.make_products, catalogs.PRODUCTS),
+        ("documents", catalogs.make_documents, catalogs.DOCUMENTS),
+    ):
+        steps = Steps(DATA.parent / f"{name}.steps.json")
+        folder = DATA / name
+        steps.run(
+            "draw",
+            [str(catalogs.VERSION), str(size)],
+            folder / "catalog.csv",
+            partial(make, folder, size=size, progress=progress),
+        )
+
+
+def table(report: dict[str, Any]) -> str:
+    """The report as aligned text, values in points of 100."""
+    rows = [("query set", "queries", "baseline", "FANoise", "difference", "95 % interval", "p", "baseline over seeds")]
+    for row in report["sets"]:
+        low, high = row["interval"]
+        spread = f"± {100 * row['spread']:.1f} ({row['seeds']} seeds)" if "spread" in row else "not measured"
+        rows.append(
+            (
+                row["name"],
+                str(row["queries"]),
+                f"{100 * row['baseline']:.1f}",
+                f"{100 * row['fanoise']:.1f}",
+                f"{100 * row['difference']:+z.1f}",
+                f"{100 * low:+z.1f} to {100 * high:+z.1f}",
+                "< 0.001" if row["p"] < 0.001 else f"{row['p']:.3f}",
+                spread,
+            )
+        )
+    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
+    return "\n".join(
+        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows
+    )
+
+
+def write_examples(file: Path) -> None:
+    """Queries to click on the page: the first of each set, photos included."""
+    examples: dict[str, list[dict[str, str]]] = {"products": [], "documents": []}
+    for query_set in QUERY_SETS:
+        rows = [json.loads(line) for line in query_set.file.read_text().splitlines()]
+        for row in rows[3:60:30]:
+            entry = {"label": row.get("text") or "a photo of a product"}
+            if "text" in row:
+                entry["text"] = row["text"]
+            if "image" in row:
+                entry["image"] = Path(os.path.relpath(query_set.file.parent / row["image"], file.parent)).as_posix()
+                if "text" in row:
+                    entry["label"] = f"photo: {row['text']}"
+            examples[query_set.catalog].append(entry)
+    write_atomic(file, json.dumps(examples, indent=2, ensure_ascii=False) + "\n")
+
+
+def _seed_spread(query_set: QuerySet) -> dict[str, Any]:
+    """The baseline's standard deviation over seeds, from the shipped results."""
+    if not RESULTS.exists():
+        return {}
+    for row in json.loads(RESULTS.read_text())["sets"]:
+        if (row["catalog"], row["name"]) == (query_set.catalog, query_set.label):
+            return {"spread": statistics.stdev(row["baseline"]), "seeds": len(row["baseline"])}
+    return {}
+
+
+def _pair_files() -> list[Path]:
+    return [Path(path) for path in yaml.safe_load(RECIPE.read_text())["data"]["pairs"]]
+
+
+def _weight_files(folder: str | Path) -> Iterable[Path]:
+    return sorted(Path(folder).glob("*.safetensors"))
+
+
+def _call(room: str, *arguments: str) -> None:
+    done = subprocess.run([sys.executable, "-m", room, *arguments])
+    if done.returncode:
+        raise FANoiseError(f"`python -m {room}` stopped with status {done.returncode}; see its message above")

@@ -1,0 +1,45 @@
+"""Registry of model families, by the `model_type` in a checkpoint's config.json."""
+
+import os
+from pathlib import Path
+
+import torch
+import transformers
+
+from fanoise.backbones.base import Backbone, Example
+from fanoise.backbones.qwen2_vl import Qwen2VLBackbone
+from fanoise.errors import ArtifactError
+
+_FAMILIES: tuple[type[Backbone], ...] = (Qwen2VLBackbone,)
+_BY_TYPE = {model_type: family for family in _FAMILIES for model_type in family.model_types}
+
+
+def load_backbone(path: str | Path, *, dtype: torch.dtype = torch.float32, revision: str | None = None) -> Backbone:
+    """Load a local checkpoint or hub id with the family its config names.
+
+    Raises: ArtifactError when there is no checkpoint at `path`, or its family is not known.
+    """
+    if not torch.cuda.is_available():
+        os.environ.setdefault("DS_ACCELERATOR", "cpu")  # peft imports DeepSpeed, which else warns on every start
+    transformers.utils.logging.disable_progress_bar()
+    options = {} if revision is None else {"revision": revision}
+    try:
+        config = transformers.AutoConfig.from_pretrained(path, **options)
+    except (OSError, ValueError) as error:
+        raise ArtifactError(
+            f"{path}: no model checkpoint can be loaded from there ({str(error).splitlines()[0]}); "
+            "give a folder with config.json and *.safetensors, or a hub id"
+        ) from None
+    if config.model_type not in _BY_TYPE:
+        raise ArtifactError(
+            f"{path}: model type {config.model_type!r} is not supported; known: {', '.join(sorted(_BY_TYPE))}"
+        )
+    try:
+        return _BY_TYPE[config.model_type].load(path, dtype=dtype, revision=revision)
+    except (OSError, ValueError) as error:
+        raise ArtifactError(
+            f"{path}: the checkpoint is incomplete or damaged ({str(error).splitlines()[0]}); fetch or save it again"
+        ) from None
+
+
+__all__ = ["Backbone", "Example", "load_backbone"]

@@ -1,0 +1,257 @@
+"""Embedder: a backbone, its pooling and its prompts; items in, unit vectors out. Always noise-free."""
+
+import hashlib
+import json
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, fields, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from fanoise.backbones import Backbone, Example, load_backbone
+from fanoise.catalog import Item
+from fanoise.errors import ArtifactError, ConfigError
+from fanoise.images import open_image
+from fanoise.pooling import POOLINGS, Pooling, pool
+from fanoise.storage import sha256_file, write_atomic
+
+Role = Literal["query", "item"]
+SPEC_FILE = "embedder.json"
+ADAPTER_FILE = "adapter_config.json"
+_FORMAT_VERSION = 1
+
+
+@dataclass(frozen=True, kw_only=True)
+class EmbedderSpec:
+    """How a checkpoint is used as an embedder: everything besides weights and processor that changes a vector."""
+
+    prompts: Mapping[str, str] = field(
+        default_factory=lambda: {"query": "Find the matching item: ", "item": "Represent this item: "}
+    )
+    """Instruction put before the content, per role."""
+    pooling: Pooling = "last"
+    max_pixels: int | None = None
+    """Larger images are resized down to this many pixels; none keeps the processor's own limit."""
+    max_tokens: int = 512
+    """Text beyond this many tokens is cut; image tokens never are."""
+    base_model: str | None = None
+    """Hub id, or path relative to the run folder, of the checkpoint an adapter sits on; none if weights are whole."""
+    base_revision: str | None = None
+    base_weights: str | None = None
+    """Digest of the base's weight files, checked when the adapter is loaded."""
+    noise: Mapping[str, Any] = field(default_factory=dict)
+    """The noise trained with; for information, it never acts here."""
+
+    def __post_init__(self) -> None:
+        if set(self.prompts) != {"query", "item"}:
+            raise ConfigError(f"prompts must have the keys query and item, got {', '.join(self.prompts) or 'none'}")
+        if self.pooling not in POOLINGS:
+            raise ConfigError(f"pooling must be one of {', '.join(POOLINGS)}, got {self.pooling!r}")
+        if self.max_pixels is not None and self.max_pixels < 28 * 28:
+            raise ConfigError(f"max_pixels must be at least {28 * 28}, got {self.max_pixels}")
+        if self.max_tokens < 1:
+            raise ConfigError(f"max_tokens must be >= 1, got {self.max_tokens}")
+
+
+class EmbeddingModel(nn.Module):
+    """The trainable module: a collated batch in, L2-normalised embeddings [B, D] out (at least float32)."""
+
+    def __init__(self, backbone: Backbone, pooling: Pooling) -> None:
+        super().__init__()
+        self.model = backbone.model
+        self._backbone = backbone
+        self._pooling: Pooling = pooling
+
+    def forward(self, batch: dict[str, Tensor]) -> Tensor:
+        pooled = pool(self._backbone.forward(batch), batch["attention_mask"], self._pooling)
+        # bfloat16 unit rows are off by up to 0.4 %, which temperature 0.02 turns into 0.2 logits
+        return F.normalize(pooled.to(torch.promote_types(pooled.dtype, torch.float32)), dim=-1)
+
+
+class Embedder:
+    """Text, images, or both, as unit vectors that are compared by their dot product."""
+
+    def __init__(self, backbone: Backbone, spec: EmbedderSpec, *, path: str | Path, device: str | None = None) -> None:
+        self.backbone = backbone
+        self.spec = spec
+        self.path = path
+        self.module = EmbeddingModel(backbone, spec.pooling).eval()
+        if spec.max_pixels is not None:
+            backbone.set_max_pixels(spec.max_pixels)
+        self.module.to(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        path: str | Path,
+        *,
+        device: str | None = None,
+        dtype: torch.dtype | None = None,
+        base: str | Path | None = None,
+    ) -> "Embedder":
+        """Load a run folder, a local checkpoint, or a hub id, ready to encode.
+
+        Args:
+            dtype: by default bfloat16 on CUDA, float32 elsewhere.
+            base: where an adapter's base checkpoint is now, if it has moved.
+        Raises: ArtifactError naming what is missing or does not belong together.
+        """
+        device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+        dtype = dtype or (torch.bfloat16 if device.startswith("cuda") else torch.float32)
+        folder = Path(path)
+        spec = read_spec(folder) if folder.is_dir() else EmbedderSpec()
+        if folder.is_dir() and (folder / ADAPTER_FILE).exists():
+            backbone = _load_adapter(folder, spec, dtype, base)
+        else:
+            if folder.is_dir() and not (any(folder.glob("*.safetensors")) or any(folder.glob("*.bin"))):
+                raise ArtifactError(
+                    f"{folder}: no weights (*.safetensors) in this folder; was the training run finished?"
+                )
+            backbone = load_backbone(path, dtype=dtype)
+        return cls(backbone, spec, path=path, device=device)
+
+    @property
+    def dim(self) -> int:
+        """Embedding dimension D."""
+        return self.backbone.dim
+
+    @property
+    def name(self) -> str:
+        return Path(self.path).name
+
+    @property
+    def noise(self) -> dict[str, Any]:
+        """The noise this embedder was trained with, {} if unknown. None of it acts when encoding."""
+        return dict(self.spec.noise)
+
+    @cached_property
+    def fingerprint(self) -> dict[str, str]:
+        """Digest of each part that changes a vector: weights, processor, prompts, pooling, dim."""
+        return {
+            "weights": _weights_digest(self.path, self.spec, self.backbone),
+            "processor": _digest([self.backbone.processor_state(), self.spec.max_tokens]),
+            "prompts": _digest(dict(self.spec.prompts)),
+            "pooling": self.spec.pooling,
+            "dim": str(self.dim),
+        }
+
+    def collate(self, items: Sequence[Item], role: Role) -> dict[str, Tensor]:
+        """Open the items' images and build one model batch, on the CPU."""
+        if role not in self.spec.prompts:
+            raise ConfigError(f"role must be 'query' or 'item', got {role!r}")
+        examples = [
+            Example(
+                prompt=self.spec.prompts[role],
+                text=item.text or "",
+                image=None if item.image is None else open_image(item.image),
+            )
+            for item in items
+        ]
+        return self.backbone.collate(examples, max_tokens=self.spec.max_tokens)
+
+    @torch.inference_mode()
+    def encode(self, items: Sequence[Item], *, role: Role = "item", batch_size: int = 32) -> np.ndarray:
+        """Embed items in order: float32 [N, D], L2-normalised rows.
+
+        Raises: ImageError for an image that cannot be read; ConfigError for an unknown role.
+        """
+        device = next(self.module.parameters()).device
+        vectors = np.empty((len(items), self.dim), dtype=np.float32)
+        training = [module for module in self.module.modules() if module.training]
+        self.module.eval()  # dropout off, whatever mode the model was left in
+        try:
+            for start in range(0, len(items), batch_size):
+                batch = self.collate(items[start : start + batch_size], role)
+                batch = {key: value.to(device) for key, value in batch.items()}
+                vectors[start : start + batch_size] = self.module(batch).float().cpu().numpy()
+        finally:
+            for module in training:
+                module.training = True
+        return vectors
+
+    def save_pretrained(self, folder: str | Path, *, state_dict: dict[str, Tensor] | None = None) -> None:
+        """Write weights or adapter, processor and `embedder.json`; loads again by `from_pretrained`, wherever moved."""
+        folder = Path(folder)
+        model = self.backbone.model
+        options: dict[str, Any] = {}
+        if hasattr(model, "peft_config"):
+            model.peft_config["default"].base_model_name_or_path = self.spec.base_model
+            options = {"save_embedding_layers": False}  # "auto" would look for the base where it is not
+        model.save_pretrained(folder, state_dict=state_dict, **options)
+        self.backbone.processor.save_pretrained(folder)
+        write_spec(folder, self.spec)
+
+
+def read_spec(folder: Path) -> EmbedderSpec:
+    """The `embedder.json` of a folder, or the defaults when it has none."""
+    file = folder / SPEC_FILE
+    if not file.exists():
+        return EmbedderSpec()
+    try:
+        stored = json.loads(file.read_text())
+    except ValueError as error:
+        raise ArtifactError(f"{file}: damaged ({error}); train again or restore the file") from None
+    if stored.pop("format_version", None) != _FORMAT_VERSION:
+        raise ArtifactError(f"{file}: written by another version of fanoise; expected format_version {_FORMAT_VERSION}")
+    unknown = set(stored) - {item.name for item in fields(EmbedderSpec)}
+    if unknown:
+        raise ArtifactError(f"{file}: unknown entries {', '.join(sorted(unknown))}")
+    return EmbedderSpec(**stored)
+
+
+def write_spec(folder: Path, spec: EmbedderSpec) -> None:
+    content = {
+        "format_version": _FORMAT_VERSION,
+        **asdict(replace(spec, prompts=dict(spec.prompts), noise=dict(spec.noise))),
+    }
+    write_atomic(folder / SPEC_FILE, json.dumps(content, indent=2) + "\n")
+
+
+def base_reference(base: str | Path, folder: Path) -> str:
+    """How a run folder names its base: a path relative to the folder when local, so both can move together."""
+    return Path(os.path.relpath(base, folder)).as_posix() if Path(base).is_dir() else str(base)
+
+
+def weights_digest(path: str | Path) -> str | None:
+    """Digest over a local checkpoint's weight files; none for a hub id."""
+    files = sorted(Path(path).glob("*.safetensors")) if Path(path).is_dir() else []
+    return _digest({file.name: sha256_file(file) for file in files}) if files else None
+
+
+def _load_adapter(folder: Path, spec: EmbedderSpec, dtype: torch.dtype, base: str | Path | None) -> Backbone:
+    from peft import PeftModel
+
+    if not (folder / "adapter_model.safetensors").exists():
+        raise ArtifactError(f"{folder}: no adapter_model.safetensors; was the training run finished?")
+    if base is None:
+        if spec.base_model is None:
+            raise ArtifactError(f"{folder / SPEC_FILE}: names no base model for this adapter; pass base=...")
+        base = folder / spec.base_model if (folder / spec.base_model).is_dir() else spec.base_model
+        if spec.base_weights is not None and not Path(base).is_dir():
+            raise ArtifactError(
+                f"{folder}: its base model {spec.base_model!r} is not there (looked in {folder / spec.base_model}); "
+                "move it along with the run, or pass base=..."
+            )
+    if spec.base_weights is not None and (found := weights_digest(base)) != spec.base_weights:
+        raise ArtifactError(
+            f"{base}: not the base this adapter was trained on (weights {found}, expected {spec.base_weights})"
+        )
+    backbone = load_backbone(base, dtype=dtype, revision=spec.base_revision)
+    backbone.model = PeftModel.from_pretrained(backbone.model, folder).eval()
+    return backbone
+
+
+def _weights_digest(path: str | Path, spec: EmbedderSpec, backbone: Backbone) -> str:
+    own = weights_digest(path) or f"{path}@{getattr(backbone.model.config, '_commit_hash', None)}"
+    # an adapter's vectors depend on its base as well
+    return _digest([own, spec.base_weights or f"{spec.base_model}@{spec.base_revision}"])
+
+
+def _digest(value: object) -> str:
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:16]

@@ -1,0 +1,59 @@
+"""Errors a user can act on. Each message is one line: what is wrong, where, and what to do.
+
+FANoiseError
+├── InputError (also a ValueError)   what the user gave is wrong: an option, a file, a value
+│   ├── ConfigError                  a training or build setting
+│   ├── CatalogError                 a catalogue, pair file or query file
+│   └── ImageError                   one image that cannot be read
+├── ArtifactError                    a run, index or result that is missing, damaged, or of another model
+└── TrainingError                    training cannot go on (loss is not finite, out of disk)
+"""
+
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+
+class FANoiseError(Exception):
+    """Root of every error this project raises on purpose."""
+
+
+class InputError(FANoiseError, ValueError):
+    """What the user gave is wrong."""
+
+
+class ConfigError(InputError):
+    """A setting is unknown, out of range, or contradicts another."""
+
+
+class CatalogError(InputError):
+    """A catalogue, pair file or query file cannot be used."""
+
+
+class ImageError(InputError):
+    """One image cannot be read; `reason` says why in a few words, without the path."""
+
+    def __init__(self, reason: str, source: object = None) -> None:
+        self.reason = reason
+        super().__init__(f"image {str(source)!r}: {reason}" if source is not None else reason)
+
+
+class ArtifactError(FANoiseError):
+    """A run, index or result folder is missing a file, damaged, or belongs to another model."""
+
+
+class TrainingError(FANoiseError):
+    """Training stopped because going on would be wrong."""
+
+
+@contextmanager
+def cli_errors() -> Iterator[None]:
+    """Turn a `FANoiseError` into one line on stderr and exit status 2, Ctrl-C into 130. For `__main__` modules."""
+    try:
+        yield
+    except FANoiseError as error:
+        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+        raise SystemExit(2) from None
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        raise SystemExit(130) from None

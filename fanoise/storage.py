@@ -1,0 +1,97 @@
+"""Files that are either whole or absent: write to a temporary name, fsync, rename."""
+
+import hashlib
+import os
+import re
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+_STAGING = ".partial-"
+
+
+def write_atomic(path: Path, data: bytes | str) -> None:
+    """Replace `path` by `data` in one step: a reader, or a crash, sees the old content or the new."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    descriptor, name = tempfile.mkstemp(prefix=f"{_STAGING}{path.name}-", dir=path.parent)
+    temporary = Path(name)
+    try:
+        with os.fdopen(descriptor, "wb") as file:
+            file.write(data.encode() if isinstance(data, str) else data)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.chmod(0o644)  # mkstemp makes private files; artefacts are meant to be shared
+        temporary.replace(path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+    _sync_directory(path.parent)
+
+
+@contextmanager
+def staged_directory(target: Path) -> Iterator[Path]:
+    """Yield an empty sibling folder that becomes `target` on success and vanishes on error.
+
+    An existing `target` is moved aside just before the rename and removed after it; the last rename is the commit.
+    Leftovers of attempts that were killed are removed first, or put back where only the old state is whole.
+    """
+    target = Path(target).absolute()
+    target.parent.mkdir(parents=True, exist_ok=True)
+    previous = target.with_name(f"{_STAGING}{target.name}.old")
+    _clean_up(target, previous)
+    staging = target.with_name(f"{_STAGING}{target.name}.{os.getpid()}")
+    staging.mkdir()
+    try:
+        yield staging
+        for path in sorted(staging.rglob("*")):
+            if path.is_file():
+                with path.open("rb") as file:
+                    os.fsync(file.fileno())
+        if target.exists():
+            target.rename(previous)
+        staging.rename(target)
+    except BaseException:
+        shutil.rmtree(staging, ignore_errors=True)
+        if previous.exists() and not target.exists():
+            previous.rename(target)
+        raise
+    _sync_directory(target.parent)
+    shutil.rmtree(previous, ignore_errors=True)
+
+
+def _clean_up(target: Path, previous: Path) -> None:
+    if previous.exists() and not target.exists():  # killed between the two renames
+        previous.rename(target)
+    shutil.rmtree(previous, ignore_errors=True)
+    leftover = re.compile(re.escape(f"{_STAGING}{target.name}.") + r"(\d+)")
+    for path in target.parent.iterdir():
+        match = leftover.fullmatch(path.name)
+        if match and not _is_running(int(match[1])):  # another process may be staging the same target
+            shutil.rmtree(path, ignore_errors=True)
+
+
+def _is_running(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        pass
+    return process != os.getpid()
+
+
+def sha256_file(path: Path) -> str:
+    """Hex SHA-256 of a file's content."""
+    with Path(path).open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _sync_directory(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

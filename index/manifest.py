@@ -1,0 +1,185 @@
+"""`manifest.json`: what an index folder holds and which embedder its vectors belong to.
+
+Layout of an index folder, all of it relocatable, nothing pickled:
+
+    manifest.json   this file, written last; carries the size and SHA-256 of the four files below and a digest of itself
+    vectors.npy     float32 [N, D], unit rows, in catalogue order
+    items.parquet   row, id, text, image, thumbnail_sha256, fields (a struct: one member per field)
+    index.faiss     the FAISS index over the vectors; row numbers are its labels
+    rejects.jsonl   id, path, reason of every catalogue row that could not be indexed
+    thumbnails/     <row>.jpg; their SHA-256 sit in items.parquet so that the manifest stays small
+"""
+
+import hashlib
+import json
+import os
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Self
+
+from fanoise.errors import ArtifactError, InputError
+from fanoise.storage import sha256_file, write_atomic
+
+if TYPE_CHECKING:
+    from fanoise.embedder import Embedder
+
+FORMAT_VERSION = 1
+MANIFEST = "manifest.json"
+VECTORS = "vectors.npy"
+ITEMS = "items.parquet"
+FAISS_INDEX = "index.faiss"
+REJECTS = "rejects.jsonl"
+THUMBNAILS = "thumbnails"
+CHECKED_FILES = (VECTORS, ITEMS, FAISS_INDEX, REJECTS)
+REBUILD = "`python -m index build --embedder … --catalog … --out …`"
+
+
+@dataclass(frozen=True, kw_only=True)
+class FileRecord:
+    sha256: str
+    size_bytes: int
+
+    @classmethod
+    def of(cls, path: Path) -> Self:
+        return cls(sha256=sha256_file(path), size_bytes=path.stat().st_size)
+
+
+@dataclass(frozen=True, kw_only=True)
+class EmbedderRef:
+    """Where the embedder is (`path` relative to the index folder, or a `hub_id`) and what it was."""
+
+    name: str
+    path: str | None
+    hub_id: str | None
+    fingerprint: dict[str, str]
+    noise: dict[str, Any] = field(default_factory=dict)
+
+    def __str__(self) -> str:
+        return self.path or self.hub_id or self.name
+
+
+@dataclass(frozen=True, kw_only=True)
+class CatalogRef:
+    """The catalogue, `path` relative to the index folder; `text` is the column or template, None the default."""
+
+    name: str
+    path: str
+    text: str | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Manifest:
+    """Everything `Index.open` checks, and what a reader of results needs to know. See the module for the folder."""
+
+    format_version: int = FORMAT_VERSION
+    embedder: EmbedderRef
+    catalog: CatalogRef
+    metric: str = "ip"
+    factory: str
+    factory_reason: str
+    ann_overlap: float
+    """Share of the exact ten nearest rows that the index finds; 1.0 for an exact index."""
+    count: int
+    rejected: int
+    dim: int
+    created: str
+    versions: dict[str, str]
+    files: dict[str, FileRecord]
+
+    def __post_init__(self) -> None:
+        for name in ("count", "dim"):
+            if not isinstance(getattr(self, name), int) or getattr(self, name) < 1:
+                raise ValueError(f"{name} must be a positive whole number, got {getattr(self, name)!r}")
+        if not isinstance(self.rejected, int) or self.rejected < 0:
+            raise ValueError(f"rejected must be a whole number >= 0, got {self.rejected!r}")
+        if self.metric != "ip":
+            raise ValueError(f"metric must be 'ip', got {self.metric!r}")
+        # A fixed set: a file name taken from the manifest can therefore never lead out of the folder.
+        if sorted(self.files) != sorted(CHECKED_FILES):
+            raise ValueError(f"files must be {', '.join(CHECKED_FILES)}, got {', '.join(map(str, self.files))}")
+
+    def to_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+    def write(self, folder: Path) -> None:
+        content = self.to_dict()
+        text = json.dumps(content | {"digest": _digest(content)}, indent=2, ensure_ascii=False)
+        write_atomic(folder / MANIFEST, text + "\n")
+
+    @classmethod
+    def read(cls, folder: Path) -> Self:
+        """Read and check the manifest alone. Raises InputError if there is no index, ArtifactError if it is damaged."""
+        file = folder / MANIFEST
+        if not file.is_file():
+            what = "has no manifest.json" if folder.is_dir() else "does not exist"
+            raise InputError(f"{folder} is not an index: it {what}; build one with {REBUILD}")
+        try:
+            content = json.loads(file.read_text(encoding="utf-8"))
+            version = content["format_version"]
+        except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+            raise ArtifactError(f"{file} is damaged ({_one_line(error)}); rebuild the index with {REBUILD}") from error
+        if version != FORMAT_VERSION:
+            raise ArtifactError(
+                f"{file} has format version {version!r}, this version reads {FORMAT_VERSION}; rebuild it with {REBUILD}"
+            )
+        try:
+            if content.pop("digest", None) != _digest(content):
+                raise ValueError("its digest does not match its content")
+            content["embedder"] = _record(EmbedderRef, content["embedder"])
+            content["catalog"] = _record(CatalogRef, content["catalog"])
+            content["files"] = {name: _record(FileRecord, record) for name, record in content["files"].items()}
+            return _record(cls, content)
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise ArtifactError(f"{file} is damaged ({_one_line(error)}); rebuild the index with {REBUILD}") from error
+
+    def file_problems(self, folder: Path, *, checksums: bool = True) -> Iterator[str]:
+        """One line for each file that is missing, of another size or (`checksums`) of other content."""
+        for name, record in self.files.items():
+            path = folder / name
+            if not path.is_file():
+                yield f"{path} is missing"
+            elif path.stat().st_size != record.size_bytes:
+                yield f"{path} has {path.stat().st_size} bytes instead of {record.size_bytes}"
+            elif checksums and sha256_file(path) != record.sha256:
+                yield f"{path} is damaged: its SHA-256 is not the one in {MANIFEST}"
+
+    def check_embedder(self, folder: Path, embedder: "Embedder") -> None:
+        """Raise ArtifactError naming each part of the fingerprint in which `embedder` is not the one of this index."""
+        ours, theirs = self.embedder.fingerprint, dict(embedder.fingerprint)
+        parts = [part for part in (*ours, *(set(theirs) - set(ours))) if ours.get(part) != theirs.get(part)]
+        if not parts:
+            return
+        first = parts[0]
+        also = f" (and another {', '.join(parts[1:])})" if parts[1:] else ""
+        raise ArtifactError(
+            f"index {folder} was built with other {first} ({_short(ours.get(first))}) than embedder {embedder.name!r} "
+            f"({_short(theirs.get(first))}){also}; rebuild it with {REBUILD} or pass the embedder it names: "
+            f"{self.embedder}"
+        )
+
+
+def relative_to_index(path: Path, folder: Path) -> str:
+    """`path` as seen from the index folder, so that both can move together."""
+    return Path(os.path.relpath(path.resolve(), folder.resolve())).as_posix()
+
+
+def _record(cls: type[Any], content: dict[str, Any]) -> Any:
+    known, given = {f.name for f in fields(cls)}, set(content)
+    if known != given:
+        raise ValueError(f"keys missing: {sorted(known - given)}, unknown: {sorted(given - known)}")
+    return cls(**content)
+
+
+def _digest(content: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+
+def _short(value: str | None) -> str:
+    if value is None:
+        return "none"
+    return value if len(value) <= 12 else f"{value[:12]}…"
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split()) or type(error).__name__

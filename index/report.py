@@ -1,0 +1,112 @@
+"""What the command line prints for people: the end of a build, `info`, and search results as a table."""
+
+import json
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from index.manifest import REJECTS, THUMBNAILS, Manifest
+from index.search import Answer
+
+_SHOWN_REJECTS = 3
+_WIDEST_CELL = 40
+
+
+def describe_build(folder: Path, manifest: Manifest, seconds: float) -> str:
+    lines = [f"Indexed {_count(manifest.count, 'item')} in {seconds:.1f} s: {folder}"]
+    if manifest.rejected:
+        lines.append(f"Rejected {_count(manifest.rejected, 'row')}, listed in {folder / REJECTS}:")
+        lines += list(_first_rejects(folder, manifest.rejected))
+    return "\n".join(lines)
+
+
+def describe_index(folder: Path, manifest: Manifest) -> str:
+    """A summary of the manifest; reads no other file than the ledger of rejects."""
+    embedder = manifest.embedder
+    rows = [
+        ("index", str(folder)),
+        ("items", f"{manifest.count:,} of dim {manifest.dim}"),
+        ("rejected", f"{manifest.rejected:,}" + (f" (see {folder / REJECTS})" if manifest.rejected else "")),
+        ("catalogue", f"{manifest.catalog.name} ({manifest.catalog.path}, seen from the index)"),
+        ("text", manifest.catalog.text or "the column 'text', if any"),
+        ("embedder", f"{embedder.name} ({embedder})"),
+        ("fingerprint", ", ".join(f"{part} {value[:12]}" for part, value in embedder.fingerprint.items())),
+        ("noise", _noise(embedder.noise)),
+        ("factory", f"{manifest.factory} ({manifest.factory_reason})"),
+        ("ann overlap", f"{manifest.ann_overlap:.3f} of the exact ten nearest"),
+        ("size", ", ".join(f"{name} {_bytes(size)}" for name, size in index_sizes(folder, manifest).items())),
+        ("created", manifest.created),
+        ("versions", ", ".join(f"{name} {number}" for name, number in manifest.versions.items())),
+    ]
+    return "\n".join(f"{name:<12} {_plain(value)}" for name, value in rows)
+
+
+def index_sizes(folder: Path, manifest: Manifest) -> dict[str, int]:
+    """Bytes of each file, of the thumbnails and of all together."""
+    sizes = {name: record.size_bytes for name, record in manifest.files.items()}
+    sizes[THUMBNAILS] = sum(file.stat().st_size for file in (folder / THUMBNAILS).glob("*.jpg"))
+    return sizes | {"total": sum(sizes.values())}
+
+
+def describe_answer(answer: Answer) -> str:
+    if not answer.hits:
+        return "No hits."
+    names = list(answer.hits[0].fields)
+    header = ["#", "score", "id", *map(_plain, names)]
+    lines = [
+        [str(hit.position), f"{hit.score:.4f}", _cell(hit.id), *(_cell(hit.fields.get(name)) for name in names)]
+        for hit in answer.hits
+    ]
+    latency = ", ".join(f"{part} {value:.1f} ms" for part, value in answer.latency_ms.items())
+    return "\n".join([*_table(header, lines), "", latency])
+
+
+def _table(header: list[str], lines: list[list[str]]) -> Iterator[str]:
+    """Aligned columns; those at the right that do not fit the terminal are left out."""
+    widths = [max(map(len, column)) for column in zip(header, *lines, strict=True)]
+    room = shutil.get_terminal_size((120, 24)).columns
+    shown = max(3, sum(1 for i in range(len(widths)) if sum(widths[: i + 1]) + 2 * i <= room))
+    for cells in [header, *lines]:
+        aligned = (c.rjust(w) if i < 2 else c.ljust(w) for i, (c, w) in enumerate(zip(cells, widths, strict=True)))
+        yield "  ".join(list(aligned)[:shown]).rstrip()
+
+
+def _first_rejects(folder: Path, total: int) -> Iterator[str]:
+    with (folder / REJECTS).open(encoding="utf-8") as file:
+        for _, line in zip(range(_SHOWN_REJECTS), file, strict=False):
+            entry = json.loads(line)
+            yield f"  {_plain(entry['id'])} ({_plain(entry['path'] or 'no image')}): {_plain(entry['reason'])}"
+    if total > _SHOWN_REJECTS:
+        yield f"  … and {total - _SHOWN_REJECTS:,} more"
+
+
+def _noise(noise: dict[str, Any]) -> str:
+    if not noise:
+        return "unknown"
+    if not noise.get("strength"):
+        return "none (strength 0); searching is always noise-free"
+    settings = ", ".join(f"{name} {value}" for name, value in noise.items())
+    return f"trained with {settings}; searching is always noise-free"
+
+
+def _cell(value: Any) -> str:
+    text = "" if value is None else _plain(str(value))
+    return text if len(text) <= _WIDEST_CELL else text[: _WIDEST_CELL - 1] + "…"
+
+
+def _plain(text: str) -> str:
+    """Catalogue text must not move the cursor or break a line of the terminal."""
+    return "".join(c if c.isprintable() else "·" for c in text)
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number:,} {noun}" + ("" if number == 1 else "s")
+
+
+def _bytes(size: float) -> str:
+    for unit in ("B", "kB", "MB", "GB"):
+        if size < 1000:
+            return f"{size:.0f} {unit}" if unit == "B" else f"{size:.1f} {unit}"
+        size /= 1000
+    return f"{size:.1f} TB"

@@ -1,0 +1,230 @@
+import json
+import math
+import shutil
+import time
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from fanoise.errors import ArtifactError, ImageError, InputError
+from index.build import build_index
+from index.search import Hit, Index, Searcher
+
+APPROXIMATE = ["IVF4,Flat", "HNSW16", "PCA8,IVF4,Flat", "IVF4,SQ8,RFlat"]
+
+
+def unit_rows(n: int, seed: int = 1) -> np.ndarray:
+    rows = np.random.default_rng(seed).normal(size=(n, 16)).astype(np.float32)
+    return rows / np.linalg.norm(rows, axis=1, keepdims=True)
+
+
+def brute_force(index: Index, queries: np.ndarray, k: int, keep: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    similarity = np.where(keep, queries @ index.vectors.T, -np.inf)
+    rows = np.argsort(-similarity, axis=1, kind="stable")[:, :k]
+    return np.take_along_axis(similarity, rows, axis=1), rows
+
+
+@pytest.mark.parametrize("where", [None, {"colour": "red"}, {"colour": "blue", "price": "3"}])
+def test_search_equals_brute_force(built, where):
+    index = Index.open(built)
+    keep = np.ones(40, dtype=bool)
+    for name, value in (where or {}).items():
+        keep &= np.array([hit.fields[name] == value for hit in index.hits(np.zeros(40), np.arange(40))])
+    queries = unit_rows(7)
+    k = min(5, keep.sum())
+    expected_scores, expected_rows = brute_force(index, queries, k, keep)
+    scores, rows = index.search(queries, 5, where)
+    assert (scores.dtype, rows.dtype) == (np.float32, np.int64)
+    assert np.array_equal(rows, expected_rows)
+    assert np.allclose(scores, expected_scores, atol=1e-6)
+
+
+@pytest.mark.parametrize("factory", ["Flat", *APPROXIMATE])
+@pytest.mark.parametrize("where", [None, {"colour": "green"}, {"colour": "green", "price": "2"}])
+def test_k_results_when_k_exist_whatever_the_factory(embedder, new_catalog, tmp_path, factory, where):
+    build_index(embedder, new_catalog(n=120), tmp_path / "index", factory=factory, progress=False)
+    index = Index.open(tmp_path / "index")
+    matching = {
+        row
+        for row, hit in enumerate(index.hits(np.zeros(120), np.arange(120)))
+        if all(hit.fields[name] == value for name, value in (where or {}).items())
+    }
+    scores, rows = index.search(unit_rows(9), 1000, where)
+    assert rows.shape == scores.shape == (9, len(matching))
+    assert all(set(line.tolist()) == matching for line in rows)
+    assert (np.diff(scores, axis=1) <= 1e-6).all()
+    few = index.search(unit_rows(9), 3, where)[1]
+    assert few.shape == (9, 3)
+    assert set(few.ravel().tolist()) <= matching
+
+
+def test_a_factory_that_cannot_filter_says_so(embedder, new_catalog, tmp_path):
+    build_index(embedder, new_catalog(n=150), tmp_path / "index", factory="NSG16", progress=False)
+    index = Index.open(tmp_path / "index")
+    assert index.search(unit_rows(1), 3)[1].shape == (1, 3)
+    with pytest.raises(InputError, match="'NSG16', which FAISS cannot filter"):
+        index.search(unit_rows(1), 3, {"colour": "red"})
+
+
+def test_no_match_gives_no_hits(built, embedder):
+    assert Index.open(built).search(unit_rows(2), 4, {"colour": "puce"})[1].shape == (2, 0)
+    assert Searcher(Index.open(built), embedder).search(text="a", where={"colour": "puce"}).hits == []
+
+
+def test_an_unknown_field_lists_the_known_ones(built):
+    with pytest.raises(InputError, match="'color'; the fields of this index are: text, colour, price"):
+        Index.open(built).search(unit_rows(1), 3, {"color": "red"})
+
+
+def test_filters_compare_the_spelling_of_the_fields_type(embedder, tmp_path):
+    rows = [
+        {"text": "a", "price": 20, "sale": True, "n": 7},
+        {"text": "b", "price": 19.5, "sale": False, "n": 8},
+        {"text": "c", "price": None, "sale": None, "n": None},
+    ]
+    (tmp_path / "c.jsonl").write_text("\n".join(json.dumps(row) for row in rows))
+    build_index(embedder, tmp_path / "c.jsonl", tmp_path / "index", progress=False)
+    index = Index.open(tmp_path / "index")
+
+    def matching(**where):
+        return sorted(index.search(unit_rows(1), 9, where)[1][0].tolist())
+
+    assert matching(price="20") == matching(price="20.0") == matching(price=20) == [0]
+    assert matching(price="19.5") == [1]
+    assert matching(sale="true") == matching(sale="True") == matching(sale=True) == [0]
+    assert matching(n="8") == matching(n=8) == [1]
+    assert matching(price="None") == matching(sale="None") == []
+
+
+@pytest.mark.parametrize(
+    ("vectors", "k", "message"),
+    [
+        (np.zeros((1, 5)), 1, r"shape \[Q, 16\], got \[1, 5\]"),
+        (np.zeros(16), 1, r"got \[16\]"),
+        (np.zeros((1, 16)), 0, "k must be at least 1"),
+        (np.full((1, 16), np.nan), 1, "finite"),
+    ],
+)
+def test_bad_queries_are_refused(built, vectors, k, message):
+    with pytest.raises(InputError, match=message):
+        Index.open(built).search(vectors, k)
+
+
+def test_an_item_finds_itself_with_text_and_image(built, embedder, tmp_path):
+    searcher = Searcher.open(built, embedder=embedder)
+    answer = searcher.search(text="thing number 4", image=tmp_path / "goods" / "img" / "4.png", k=3)
+    best = answer.hits[0]
+    assert (best.id, best.position) == ("g4", 1)
+    assert best.score == pytest.approx(1.0, abs=1e-6)
+    assert best.fields == {"text": "thing number 4", "colour": "red", "price": "4"}
+    assert best.image is not None
+    with Image.open(best.image) as thumbnail:
+        assert max(thumbnail.size) == 320
+    assert [hit.position for hit in answer.hits] == [1, 2, 3]
+    assert searcher.search(text="thing number 30").hits[0].image is None
+
+
+def test_a_search_needs_text_or_image(built, embedder):
+    searcher = Searcher(Index.open(built), embedder)
+    for text in (None, "", "  "):
+        with pytest.raises(InputError, match="text, an image or both"):
+            searcher.search(text=text)
+
+
+def test_a_bad_query_image_is_an_image_error(built, embedder, tmp_path):
+    with pytest.raises(ImageError, match="file not found"):
+        Searcher(Index.open(built), embedder).search(image=tmp_path / "none.png")
+
+
+def test_the_answer_has_the_documented_json_shape(built, embedder):
+    answer = Searcher(Index.open(built), embedder).search(text="thing number 30", k=2).to_json()
+    assert set(answer) == {"hits", "latency_ms"}
+    assert set(answer["latency_ms"]) == {"encode", "search"}
+    assert all(milliseconds >= 0 for milliseconds in answer["latency_ms"].values())
+    assert list(answer["hits"][0]) == ["id", "score", "position", "text", "colour", "price"]
+    assert json.loads(json.dumps(answer, allow_nan=False)) == answer
+
+
+def test_json_keeps_a_field_named_like_our_own_key_apart_and_has_no_nan():
+    hit = Hit("a", 0.5, 1, {"score": 9, "weight": math.nan, "size": {"w": math.inf}}, None)
+    expected = {"id": "a", "score": 0.5, "position": 1, "field.score": 9, "weight": None, "size": {"w": None}}
+    assert hit.to_json() == expected
+
+
+def test_padding_rows_are_no_hits(built):
+    hits = Index.open(built).hits([0.9, 0.1, -np.inf], [3, 5, -1])
+    assert [(hit.id, hit.position) for hit in hits] == [("g3", 1), ("g5", 2)]
+
+
+def test_many_threads_get_the_answers_of_one(built, embedder):
+    searcher = Searcher(Index.open(built), embedder)
+    texts = [f"thing number {i}" for i in range(40)] * 5
+
+    def best(text):
+        return searcher.search(text=text, k=4, where={"colour": "red"}).hits
+
+    with ThreadPoolExecutor(8) as pool:
+        assert list(pool.map(best, texts)) == [best(text) for text in texts]
+
+
+def test_two_searchers_never_use_one_embedder_at_once(built, embedder, monkeypatch):
+    encode, inside, most = embedder.encode, [], []
+
+    def slow(items, **options):
+        inside.append(1)
+        most.append(len(inside))
+        time.sleep(0.01)
+        inside.pop()
+        return encode(items, **options)
+
+    monkeypatch.setattr(embedder, "encode", slow)
+    searchers = [Searcher.open(built, embedder=embedder) for _ in range(2)]
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(lambda i: searchers[i % 2].search(text="a", k=1), range(12)))
+    assert max(most) == 1
+
+
+def test_a_moved_index_with_its_embedder_still_opens(built, embedder, tmp_path, monkeypatch):
+    import fanoise.embedder
+
+    loaded = []
+
+    def load(path, *, device=None):
+        loaded.append(path)
+        return embedder
+
+    monkeypatch.setattr(fanoise.embedder.Embedder, "from_pretrained", load)
+    (tmp_path / "elsewhere").mkdir()
+    for name in ("index", "run"):
+        shutil.move(tmp_path / name, tmp_path / "elsewhere" / name)
+    answer = Searcher.open(tmp_path / "elsewhere" / "index").search(text="thing number 1")
+    assert loaded == [tmp_path / "elsewhere" / "run"]
+    assert len(answer.hits) == 10
+
+
+def test_an_embedder_that_is_gone_is_named(built, tmp_path):
+    shutil.rmtree(tmp_path / "run")
+    with pytest.raises(ArtifactError, match=r"names its embedder as \.\./run .*not there.*--embedder"):
+        Searcher.open(built)
+
+
+def test_another_embedder_is_refused_by_the_part_that_differs(built, new_embedder):
+    other = new_embedder("other", weights="ffff0000ffff0000")
+    message = r"built with other weights \(ab12cd34ef56….* than embedder 'other' \(ffff0000ffff….*rebuild.*\.\./run"
+    with pytest.raises(ArtifactError, match=message):
+        Index.open(built, embedder=other)
+    with pytest.raises(ArtifactError, match=message):
+        Searcher(Index.open(built), other)
+
+
+@pytest.mark.parametrize("part", ["weights", "processor", "prompts", "pooling", "dim"])
+def test_each_part_of_the_fingerprint_counts(built, embedder, part):
+    embedder.fingerprint = embedder.fingerprint | {part: "another"}
+    with pytest.raises(ArtifactError, match=f"other {part} "):
+        Index.open(built, embedder=embedder)
+
+
+def test_the_embedder_that_made_it_is_accepted(built, embedder):
+    assert len(Index.open(built, embedder=embedder)) == 40

@@ -1,0 +1,87 @@
+"""The DeepSpeed engine: process group, ZeRO settings, optimiser and schedule."""
+
+import json
+import os
+import socket
+from pathlib import Path
+from typing import Any
+
+import deepspeed
+import torch
+from transformers import get_linear_schedule_with_warmup
+
+from fanoise.embedder import EmbeddingModel
+from trainer.config import RunConfig
+
+_ZERO_FILES = Path(__file__).parent / "deepspeed"
+
+
+def init_process_group() -> torch.device:
+    """Join the launcher's process group, or make one of a single process. Returns this process's device."""
+    if "RANK" not in os.environ:
+        # plain `python -m trainer`: without these DeepSpeed asks for mpi4py
+        os.environ |= {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1"}
+        os.environ["MASTER_PORT"] = str(_free_port())
+    cuda = torch.cuda.is_available()
+    if not cuda:
+        # on CPU DeepSpeed compiles a shared-memory collective for half a minute; gloo's own is good enough
+        deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+    deepspeed.init_distributed(dist_backend="nccl" if cuda else "gloo", verbose=False)
+    if not cuda:
+        return torch.device("cpu")
+    device = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
+    torch.cuda.set_device(device)
+    return device
+
+
+def resolve_dtype(config: RunConfig) -> torch.dtype:
+    """The training dtype that `precision` means on this machine."""
+    supported = torch.cuda.is_available() and torch.cuda.is_bf16_supported()
+    if config.precision == "auto":
+        return torch.bfloat16 if supported else torch.float32
+    return torch.bfloat16 if config.precision == "bf16" else torch.float32
+
+
+def make_engine(module: EmbeddingModel, config: RunConfig) -> Any:
+    """A DeepSpeed engine around `module` with AdamW and a linear schedule with warm-up."""
+    trainable = [parameter for parameter in module.parameters() if parameter.requires_grad]
+    # torch's AdamW on purpose: DeepSpeed's own is compiled at first use, 40 s on a CPU
+    optimizer = torch.optim.AdamW(
+        trainable, lr=config.optimizer.lr, weight_decay=config.optimizer.weight_decay, betas=(0.9, 0.999)
+    )
+    schedule = get_linear_schedule_with_warmup(optimizer, config.optimizer.warmup_steps, config.max_steps)
+    engine, *_ = deepspeed.initialize(
+        model=module, optimizer=optimizer, lr_scheduler=schedule, config=_deepspeed_config(config)
+    )
+    return engine
+
+
+def _deepspeed_config(config: RunConfig) -> dict[str, Any]:
+    settings = json.loads((_ZERO_FILES / f"zero{config.zero_stage}.json").read_text())
+    monitors = {
+        f"{name}_monitor" if name == "csv" else name: {
+            "enabled": True,
+            "output_path": str(config.output_dir),
+            "job_name": name,
+        }
+        for name in config.monitors
+    }
+    if "wandb" in monitors:
+        monitors["wandb"] = {"enabled": True, "project": config.output_dir.name}
+    return {
+        **settings,
+        **monitors,
+        # the batch is ours to cut; DeepSpeed only wants its arithmetic to come out
+        "train_micro_batch_size_per_gpu": 1,
+        "gradient_accumulation_steps": 1,
+        "gradient_clipping": config.optimizer.max_grad_norm,
+        "bf16": {"enabled": resolve_dtype(config) is torch.bfloat16},
+        "zero_allow_untested_optimizer": True,
+        "steps_per_print": 10**9,
+    }
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]

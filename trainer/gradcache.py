@@ -1,0 +1,90 @@
+"""GradCache (arXiv 2101.06983) on a DeepSpeed engine, exact under every ZeRO stage.
+
+The loss sees the whole batch, the model only chunks of it. Embeddings are computed without a graph, gathered from all
+processes, the loss gives their gradients, and each chunk is computed again to carry its gradient to the parameters.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from fanoise.distributed import gather_rows, row_offset, world_size
+
+ModelBatch = dict[str, Tensor]
+LossFunction = Callable[[dict[str, Tensor]], Tensor]
+
+
+def gradcache_backward(engine: Any, sides: dict[str, list[ModelBatch]], loss_of: LossFunction) -> Tensor:
+    """Accumulate the exact gradient of `loss_of` in the engine; the caller then calls `engine.step()`.
+
+    Args:
+        sides: for each side ("query", ...) this process's chunks, on the engine's device. Every process has the same
+            sides and at least one chunk; how many, and how many rows, may differ.
+        loss_of: from the gathered embeddings of each side, [rows of all processes, D], to a scalar that is the same
+            on every process.
+    Returns: the loss, detached.
+    """
+    calls = [(side, chunk) for side, chunks in sides.items() for chunk in chunks]
+    # A single chunk's graph fits in memory as it is, and keeping it saves the second forward.
+    keep_graph = all(len(chunks) <= 1 for chunks in sides.values())
+    states, outputs = [], []
+    for _, chunk in calls:
+        states.append(_rng_state())
+        with torch.set_grad_enabled(keep_graph):
+            outputs.append(engine(chunk))
+    idle_calls = _most_calls(len(calls), outputs[0].device) - len(calls)
+    for _ in range(idle_calls):  # ZeRO communicates in every call: all processes must make equally many
+        with torch.no_grad():
+            engine(calls[0][1])
+
+    gathered, starts = {}, {}
+    for side in sides:
+        rows = [output.detach() for (owner, _), output in zip(calls, outputs, strict=True) if owner == side]
+        local = torch.cat(rows) if rows else outputs[0].new_zeros((0, outputs[0].shape[1]))
+        gathered[side] = gather_rows(local).requires_grad_()
+        starts[side] = row_offset(local.shape[0], local.device)
+    gathered = {side: embeddings for side, embeddings in gathered.items() if len(embeddings)}
+    loss = loss_of(gathered)
+    gradients = dict(zip(gathered, torch.autograd.grad(loss, list(gathered.values())), strict=True))
+
+    after = _rng_state()
+    for number, (side, chunk) in enumerate(calls):
+        if keep_graph:
+            embeddings = outputs[number]
+        else:
+            _set_rng_state(states[number])  # the same dropout masks as in the first pass
+            embeddings = engine(chunk)
+        start = starts[side]
+        starts[side] += embeddings.shape[0]
+        # DeepSpeed averages over processes, the loss does not: it is already that of the whole batch
+        gradient = gradients[side][start : starts[side]] * world_size()
+        # Without the boundary, ZeRO 2 reduces after every chunk and is silently wrong.
+        engine.set_gradient_accumulation_boundary(number == len(calls) - 1 and idle_calls == 0)
+        engine.backward((embeddings * gradient).sum(), scale_wrt_gas=False)
+    for number in range(idle_calls):
+        engine.set_gradient_accumulation_boundary(number == idle_calls - 1)
+        engine.backward((engine(calls[0][1]) * 0).sum(), scale_wrt_gas=False)
+    _set_rng_state(after)
+    return loss.detach()
+
+
+def _most_calls(calls: int, device: torch.device) -> int:
+    if world_size() == 1:
+        return calls
+    most = torch.tensor([calls], device=device)
+    dist.all_reduce(most, op=dist.ReduceOp.MAX)
+    return int(most)
+
+
+def _rng_state() -> tuple[Tensor, ...]:
+    cpu = torch.get_rng_state()
+    return (cpu, torch.cuda.get_rng_state()) if torch.cuda.is_available() else (cpu,)
+
+
+def _set_rng_state(state: tuple[Tensor, ...]) -> None:
+    torch.set_rng_state(state[0])
+    if len(state) > 1:
+        torch.cuda.set_rng_state(state[1])

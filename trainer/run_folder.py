@@ -1,0 +1,68 @@
+"""The run folder: what is in it, in which state it is, and how its final files get there."""
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from fanoise.embedder import SPEC_FILE, Embedder
+from fanoise.errors import ConfigError
+from fanoise.storage import staged_directory, write_atomic
+from trainer.config import RunConfig
+
+CONFIG_FILE = "config.yaml"
+METRICS_FILE = "metrics.jsonl"
+REJECTS_FILE = "rejects.jsonl"
+# what may differ between the first part of a run and its continuation without changing a single loss
+_FREE_TO_CHANGE = {"resume", "output_dir", "save_every", "keep_checkpoints", "monitors", "chunk_size", "workers"}
+
+
+def is_finished(run: Path) -> bool:
+    """`embedder.json` is written last: where it is, everything is."""
+    return (run / SPEC_FILE).exists()
+
+
+def prepare_run_folder(config: RunConfig, resolved: dict[str, Any]) -> None:
+    """Make the folder and write the resolved config, or check that it matches what is being resumed.
+
+    Raises: ConfigError when the folder holds another run.
+    """
+    run, file = config.output_dir, config.output_dir / CONFIG_FILE
+    if file.exists():
+        if config.resume == "never":
+            raise ConfigError(
+                f"output_dir {run} already holds a run; go on with it by --resume auto, or choose another --output_dir"
+            )
+        different = _differences(yaml.safe_load(file.read_text()) or {}, resolved)
+        if different:
+            raise ConfigError(
+                f"output_dir {run} holds a run with other settings ({'; '.join(different[:4])}); "
+                "use those, or choose another --output_dir"
+            )
+    elif run.exists() and any(run.iterdir()):
+        raise ConfigError(f"output_dir {run} is not empty and holds no run; choose another --output_dir")
+    write_atomic(file, yaml.safe_dump(resolved, sort_keys=False))
+
+
+def publish(embedder: Embedder, run: Path, *, state_dict: dict[str, Any] | None, card: str) -> None:
+    """Write weights, processor, model card and, last, `embedder.json`."""
+    with staged_directory(run / "final") as staging:
+        embedder.save_pretrained(staging, state_dict=state_dict)
+        (staging / "README.md").write_text(card)
+    for path in sorted((run / "final").iterdir(), key=lambda path: path.name == SPEC_FILE):
+        path.replace(run / path.name)
+    shutil.rmtree(run / "final")
+
+
+def _differences(before: dict[str, Any], now: dict[str, Any], prefix: str = "") -> list[str]:
+    found = []
+    for key in {**before, **now}:
+        old, new = before.get(key), now.get(key)
+        if key in _FREE_TO_CHANGE:
+            continue
+        if isinstance(old, dict) and isinstance(new, dict):
+            found += _differences(old, new, f"{prefix}{key}.")
+        elif old != new:
+            found.append(f"{prefix}{key} was {old!r}, now {new!r}")
+    return found
