@@ -18,3 +18,14 @@ def prepare_process() -> None:
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
     logging.getLogger("DeepSpeed").setLevel(logging.ERROR)
     warnings.filterwarnings("ignore", module="deepspeed|torch|transformers|peft|accelerate")
+
+
+def settle_accelerator() -> None:
+    """Tell DeepSpeed there is only a CPU where that is so; left to find out, it warns on every start.
+
+    transformers and peft import DeepSpeed where it is installed, so this goes before them too. Imports torch.
+    """
+    import torch
+
+    if not torch.cuda.is_available():
+        os.environ.setdefault("DS_ACCELERATOR", "cpu")

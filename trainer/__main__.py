@@ -4,7 +4,7 @@ import os
 import sys
 
 from fanoise.errors import ConfigError, cli_errors
-from fanoise.process import prepare_process
+from fanoise.process import prepare_process, settle_accelerator
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -26,6 +26,7 @@ def main(argv: list[str] | None = None) -> int:
             config = parser.instantiate(values)
         except (ArgumentError, ConfigError) as error:
             raise ConfigError(str(error)) from None
+        settle_accelerator()
         from trainer.train import train
 
         config = RunConfig(**{key: value for key, value in vars(config).items()})

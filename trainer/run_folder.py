@@ -23,10 +23,10 @@ def is_finished(run: Path) -> bool:
     return (run / SPEC_FILE).exists()
 
 
-def prepare_run_folder(config: RunConfig, resolved: dict[str, Any]) -> None:
-    """Make the folder and write the resolved config, or check that it matches what is being resumed.
+def check_run_folder(config: RunConfig, resolved: dict[str, Any]) -> None:
+    """Refuse, before anything is loaded or written, an output_dir that holds something else than this run.
 
-    Raises: ConfigError when the folder holds another run.
+    Raises: ConfigError saying what it holds.
     """
     run, file = config.output_dir, config.output_dir / CONFIG_FILE
     if file.exists():
@@ -42,7 +42,10 @@ def prepare_run_folder(config: RunConfig, resolved: dict[str, Any]) -> None:
             )
     elif run.exists() and any(run.iterdir()):
         raise ConfigError(f"output_dir {run} is not empty and holds no run; choose another --output_dir")
-    write_atomic(file, yaml.safe_dump(resolved, sort_keys=False))
+
+
+def write_config(run: Path, resolved: dict[str, Any]) -> None:
+    write_atomic(run / CONFIG_FILE, yaml.safe_dump(resolved, sort_keys=False))
 
 
 def publish(embedder: Embedder, run: Path, *, state_dict: dict[str, Any] | None, card: str) -> None:

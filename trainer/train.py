@@ -25,7 +25,7 @@ from trainer.engine import init_process_group, make_engine, resolve_dtype
 from trainer.gradcache import gradcache_backward
 from trainer.model_card import model_card
 from trainer.objective import Labels, Objective
-from trainer.run_folder import METRICS_FILE, REJECTS_FILE, is_finished, prepare_run_folder, publish
+from trainer.run_folder import METRICS_FILE, REJECTS_FILE, check_run_folder, is_finished, publish, write_config
 
 
 def train(config: RunConfig) -> Path:
@@ -34,12 +34,14 @@ def train(config: RunConfig) -> Path:
     if config.resume == "auto" and is_finished(run):
         return run
     plan = load_plan(config)  # bad input is found before a weight is loaded
+    check_run_folder(config, _plain(config))
     device = init_process_group()
-    if rank() == 0:
-        prepare_run_folder(config, _plain(config))
-    dist.barrier()
     torch.manual_seed(config.seed)
     embedder = build_embedder(config, device)
+    dist.barrier()  # every process has checked the folder
+    if rank() == 0:
+        write_config(run, _plain(config))
+    dist.barrier()
     engine = make_engine(embedder.module, config)
     done = load_newest_checkpoint(engine, run) if config.resume == "auto" else 0
     objective = Objective(config.noise, temperature=config.temperature, seed=config.seed)

@@ -1,6 +1,5 @@
 """Registry of model families, by the `model_type` in a checkpoint's config.json."""
 
-import os
 from pathlib import Path
 
 import torch
@@ -9,6 +8,7 @@ import transformers
 from fanoise.backbones.base import Backbone, Example
 from fanoise.backbones.qwen2_vl import Qwen2VLBackbone
 from fanoise.errors import ArtifactError
+from fanoise.process import settle_accelerator
 
 _FAMILIES: tuple[type[Backbone], ...] = (Qwen2VLBackbone,)
 _BY_TYPE = {model_type: family for family in _FAMILIES for model_type in family.model_types}
@@ -19,8 +19,7 @@ def load_backbone(path: str | Path, *, dtype: torch.dtype = torch.float32, revis
 
     Raises: ArtifactError when there is no checkpoint at `path`, or its family is not known.
     """
-    if not torch.cuda.is_available():
-        os.environ.setdefault("DS_ACCELERATOR", "cpu")  # peft imports DeepSpeed, which else warns on every start
+    settle_accelerator()
     transformers.utils.logging.disable_progress_bar()
     options = {} if revision is None else {"revision": revision}
     try:

@@ -1,0 +1,173 @@
+"""The trainer as its users start it: a process, a config, a run folder."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import yaml
+from safetensors.numpy import load_file
+
+from fanoise.catalog import Item
+from fanoise.embedder import Embedder
+from trainer.__main__ import main
+
+ROOT = Path(__file__).parents[2]
+
+
+def options(base: Path, pairs: Path, run: Path, **changes) -> list[str]:
+    values = {
+        "model.base": base,
+        "data.pairs": f"[{pairs}]",
+        "data.workers": 0,
+        "output_dir": run,
+        "max_steps": 24,
+        "batch_size": 8,
+        "chunk_size": 4,
+        "save_every": 5,
+        "lora.dropout": 0.1,
+        "optimizer.lr": 0.003,
+        "optimizer.warmup_steps": 2,
+        **changes,
+    }
+    return [f"--{key}={value}" for key, value in values.items()]
+
+
+def start(arguments: list[str], *, processes: int = 1) -> subprocess.Popen:
+    launcher = [sys.executable, "-m", "trainer"]
+    if processes > 1:
+        launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}"]
+        launcher += ["-m", "trainer"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    return subprocess.Popen([*launcher, *arguments], cwd=ROOT, env=environment, stderr=subprocess.PIPE, text=True)
+
+
+def finish(process: subprocess.Popen) -> None:
+    _, errors = process.communicate(timeout=300)
+    assert process.returncode == 0, errors[-3000:]
+
+
+def losses(run: Path) -> list[float]:
+    rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    assert [row["step"] for row in rows] == list(range(1, len(rows) + 1))
+    return [row["loss"] for row in rows]
+
+
+@pytest.fixture(scope="module")
+def whole_run(tiny_base, toy_pairs, tmp_path_factory) -> Path:
+    run = tmp_path_factory.mktemp("whole") / "run"
+    finish(start(options(tiny_base, toy_pairs, run)))
+    return run
+
+
+def test_killed_run_resumes_to_the_losses_and_weights_of_an_uninterrupted_one(
+    whole_run, tiny_base, toy_pairs, tmp_path
+):
+    run = tmp_path / "run"
+    process = start(options(tiny_base, toy_pairs, run))
+    deadline = time.monotonic() + 200
+    while not (run / "checkpoints/step_10").exists():
+        assert process.poll() is None, process.stderr.read()[-2000:]
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    process.send_signal(signal.SIGKILL)
+    process.communicate()
+    assert not (run / "embedder.json").exists()
+    finish(start([*options(tiny_base, toy_pairs, run), "--resume=auto"]))
+    assert losses(run) == losses(whole_run)
+    found, expected = (load_file(folder / "adapter_model.safetensors") for folder in (run, whole_run))
+    assert all(np.array_equal(found[name], expected[name]) for name in expected)
+
+
+def test_two_processes_repeat_the_losses_of_one(tiny_base, toy_pairs, tmp_path):
+    """Dropout is off: each process draws its own masks."""
+    runs = [tmp_path / "one", tmp_path / "two"]
+    for number, run in enumerate(runs, start=1):
+        changes = {"lora.dropout": 0, "max_steps": 6, "zero_stage": 2, "noise.strength": 0.3}
+        finish(start(options(tiny_base, toy_pairs, run, **changes), processes=number))
+    assert np.allclose(losses(runs[0]), losses(runs[1]), rtol=1e-5)
+
+
+def test_training_lowers_the_loss_and_logs_what_happened(whole_run):
+    found = losses(whole_run)
+    assert np.mean(found[-5:]) < 0.8 * np.mean(found[:3])
+    row = json.loads((whole_run / "metrics.jsonl").read_text().splitlines()[-1])
+    assert {"lr", "grad_norm", "items_per_s", "noise_energy", "noise_in_logits", "positive_similarity"} <= set(row)
+    assert row["noise_in_logits"] == pytest.approx(0.1 / 32**0.5 / 0.02)
+
+
+def test_run_folder_is_complete_and_loads(whole_run):
+    names = {path.name for path in whole_run.iterdir()}
+    assert {"adapter_model.safetensors", "embedder.json", "config.yaml", "metrics.jsonl", "README.md"} <= names
+    assert {path.name for path in (whole_run / "checkpoints").iterdir()} == {"step_15", "step_20"}
+    embedder = Embedder.from_pretrained(whole_run)
+    assert embedder.noise["strength"] == 0.1
+    vectors = embedder.encode([Item(text="a red square")], role="query")
+    assert np.linalg.norm(vectors) == pytest.approx(1, abs=1e-5)
+    assert yaml.safe_load((whole_run / "config.yaml").read_text())["max_steps"] == 24
+
+
+def test_finished_run_is_left_alone_by_resume(whole_run, tiny_base, toy_pairs):
+    before = (whole_run / "metrics.jsonl").stat().st_mtime_ns
+    assert main([*options(tiny_base, toy_pairs, whole_run), "--resume=auto"]) == 0
+    assert (whole_run / "metrics.jsonl").stat().st_mtime_ns == before
+
+
+def refuse(arguments: list[str], capsys) -> str:
+    with pytest.raises(SystemExit) as stopped:
+        main(arguments)
+    assert stopped.value.code == 2
+    message = capsys.readouterr().err.strip()
+    assert message.count("\n") == 0, "one line"
+    assert message.startswith("error: ")
+    return message
+
+
+@pytest.mark.parametrize(
+    ("change", "expected"),
+    [
+        ({"noise.strength": -1}, "noise.strength must be a number >= 0"),
+        ({"noise.strenght": 1}, "strenght"),
+        ({"noise.scaling": "cubic"}, "cubic"),
+        ({"chunk_size": 64}, "chunk_size (64) must not be larger than batch_size (8)"),
+        ({"batch_size": 64}, "batch_size (64) is more than the 48 pairs"),
+        ({"zero_stage": 7}, "7"),
+        ({"temperature": 0}, "temperature must be > 0"),
+        ({"data.pairs": "[missing.jsonl]"}, "missing.jsonl: no such file"),
+        ({"model.base": "missing/folder"}, "missing/folder: no model checkpoint"),
+        ({"lora.targets": "nothing_like_it"}, "matches no module"),
+    ],
+)
+def test_bad_option_is_one_line_and_leaves_nothing(change, expected, tiny_base, toy_pairs, tmp_path, capsys):
+    run = tmp_path / "run"
+    assert expected in refuse(options(tiny_base, toy_pairs, run, **change), capsys)
+    assert not run.exists()
+
+
+def test_folder_of_another_run_is_refused_with_what_differs(whole_run, tiny_base, toy_pairs, capsys):
+    arguments = options(tiny_base, toy_pairs, whole_run)
+    assert "--resume auto" in refuse(arguments, capsys)
+    (whole_run / "embedder.json").rename(whole_run / "hidden")
+    try:
+        message = refuse([*options(tiny_base, toy_pairs, whole_run, max_steps=30), "--resume=auto"], capsys)
+    finally:
+        (whole_run / "hidden").rename(whole_run / "embedder.json")
+    assert "max_steps was 24, now 30" in message
+
+
+def test_every_recipe_parses():
+    from jsonargparse import ArgumentParser
+
+    from trainer.config import RunConfig
+
+    recipes = sorted((ROOT / "trainer/recipes").glob("*.yaml"))
+    assert recipes
+    for recipe in recipes:
+        parser = ArgumentParser(exit_on_error=False)
+        parser.add_class_arguments(RunConfig, as_group=False)
+        parser.parse_object(yaml.safe_load(recipe.read_text()))
