@@ -36,6 +36,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     tour.add_argument("--host", default="127.0.0.1", help="address of the page (default: %(default)s)")
     seeds = commands.add_parser("seeds", help="both arms over several seeds, for the seed-to-seed spread")
     seeds.add_argument("--count", type=int, default=5, help="number of seeds (default: %(default)s)")
+    category = commands.add_parser("category", help="training pairs and queries for photos with a category and a split")
+    category.add_argument("--catalog", required=True, help="catalogue with the fields category and split")
+    category.add_argument("--out", required=True, help="folder to write, runs/category/task for the recipe as it is")
     commands.add_parser("base", help="train the shipped base checkpoint again")
     options = parser.parse_args(argv)
     prepare_process()
@@ -46,6 +49,10 @@ def main(argv: Sequence[str] | None = None) -> int:
             from demo.seeds import run_seeds
 
             run_seeds(options.count)
+        elif options.command == "category":
+            from demo.category import make_category_task
+
+            print(make_category_task(options.catalog, options.out))
         else:
             from demo.base import train_base
 

@@ -30,7 +30,7 @@ class CatalogSize:
     train: int
     test: int
     families: int
-    """Near-miss families, of three or four members each."""
+    """Near-miss families of three or four members each in the split `near_miss`, and half as many in `train`."""
     queries: int
     """Text queries on the test split."""
 
@@ -62,8 +62,12 @@ def make_products(folder: str | Path, *, size: CatalogSize = PRODUCTS, seed: int
         for product in products.sample_products(size.families * 2, seed=seed + 2, held_out=True)
         if product not in known
     ][: size.families]
+    train_families = [
+        products.near_misses(product)
+        for product in products.sample_products(size.families // 2, seed=seed + 3, held_out=False)
+    ]
     shelf = _Shelf(
-        {"train": train, "test": test, "near_miss": [member for family in families for member in family]},
+        {"train": [*train, *_flat(train_families, train)], "test": test, "near_miss": _flat(families)},
         fields=lambda product: products.catalog_fields(product, rng),
         prefix="p",
     )
@@ -74,7 +78,7 @@ def make_products(folder: str | Path, *, size: CatalogSize = PRODUCTS, seed: int
         "photo": shelf.photo_queries(test[: size.queries * 3 // 5]),
         "photo_text": shelf.photo_text_queries(test, rng),
         "near_miss": shelf.text_queries(
-            [member for family in families for member in family],
+            _flat(families),
             lambda item: products.describe_detail(item, phrasing=rng.randrange(8)),
         ),
     }
@@ -83,6 +87,9 @@ def make_products(folder: str | Path, *, size: CatalogSize = PRODUCTS, seed: int
         + shelf.text_pairs(train, lambda item: products.describe_detail(item, phrasing=rng.randrange(8))),
         "photo": shelf.photo_pairs(train),
         "photo_text": shelf.photo_text_pairs(train, rng),
+        "near_miss": shelf.near_miss_pairs(
+            train_families, lambda item: products.describe_detail(item, phrasing=rng.randrange(8)), rng
+        ),
     }
     return _write(folder, shelf, pairs, queries, progress=progress)
 
@@ -98,8 +105,12 @@ def make_documents(folder: str | Path, *, size: CatalogSize = DOCUMENTS, seed: i
         if documents.describe(page, phrasing=0) not in known
     ][: size.families]
     train = documents.sample_pages(size.train, seed=seed + 1, held_out=False)
+    train_families = [
+        documents.near_misses(page)
+        for page in documents.sample_pages(size.families // 2, seed=seed + 3, held_out=False)
+    ]
     shelf = _Shelf(
-        {"train": train, "test": test, "near_miss": [member for family in families for member in family]},
+        {"train": [*train, *_flat(train_families, train)], "test": test, "near_miss": _flat(families)},
         fields=lambda page: documents.catalog_fields(page, rng),
         prefix="d",
     )
@@ -109,14 +120,13 @@ def make_documents(folder: str | Path, *, size: CatalogSize = DOCUMENTS, seed: i
 
     queries = {
         "text": shelf.text_queries(test[: size.queries], describe),
-        "near_miss": shelf.text_queries(
-            [member for family in families for member in family], documents.describe_detail
-        ),
+        "near_miss": shelf.text_queries(_flat(families), documents.describe_detail),
     }
     pairs = {
         "text": shelf.text_pairs(train, describe)
         + shelf.text_pairs(train, documents.describe_detail)
-        + shelf.text_pairs(train, describe)
+        + shelf.text_pairs(train, describe),
+        "near_miss": shelf.near_miss_pairs(train_families, documents.describe_detail, rng),
     }
     return _write(folder, shelf, pairs, queries, progress=progress)
 
@@ -179,6 +189,20 @@ class _Shelf:
     def text_pairs(self, subjects: Sequence[Any], describe: Callable[[Any], str]) -> list[Row]:
         return [{"query_text": describe(subject), "positive_image": self.image(subject)} for subject in subjects]
 
+    def near_miss_pairs(
+        self, families: Sequence[Sequence[Any]], describe: Callable[[Any], str], rng: random.Random
+    ) -> list[Row]:
+        """Each member against another of its family as a mined negative."""
+        return [
+            {
+                "query_text": describe(member),
+                "positive_image": self.image(member),
+                "negative_image": self.image(rng.choice([other for other in family if other != member])),
+            }
+            for family in families
+            for member in family
+        ]
+
     def photo_pairs(self, subjects: Sequence[Any]) -> list[Row]:
         return [{"query_image": self.photo(subject), "positive_image": self.image(subject)} for subject in subjects]
 
@@ -195,6 +219,12 @@ class _Shelf:
 
     def _query(self, number: int, target: Any, **content: str) -> Row:
         return {"id": f"q{number:04d}", **content, "positives": [self._ids[target]]}
+
+
+def _flat(families: Sequence[Sequence[Any]], known: Sequence[Any] = ()) -> list[Any]:
+    """The members of all families that are not known yet."""
+    seen = set(known)
+    return [member for family in families for member in family if member not in seen]
 
 
 def _with_siblings(sampled: Sequence[products.Product], count: int) -> list[products.Product]:

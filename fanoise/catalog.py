@@ -75,17 +75,30 @@ def read_rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
     try:
         for number, row in enumerate(readers[path.suffix.lower()](path), start=1):
             yield number, {key: (None if value == "" else value) for key, value in row.items()}
-    except UnicodeDecodeError as error:
-        raise CatalogError(f"{path}: not UTF-8 at byte {error.start}; save the file as UTF-8") from None
+    except UnicodeDecodeError:
+        raise CatalogError(f"{path}: line {_first_bad_line(path)}: not UTF-8; save the file as UTF-8") from None
+    except OSError as error:
+        reason = error.strerror or str(error).splitlines()[0]
+        raise CatalogError(f"{path}: cannot be read ({reason}); is it a whole {path.suffix} file?") from None
+
+
+def _first_bad_line(path: Path) -> int:
+    with path.open("rb") as file:
+        for number, line in enumerate(file, start=1):
+            try:
+                line.decode()
+            except UnicodeDecodeError:
+                return number
+    return 0
 
 
 def _read_csv(path: Path) -> Iterator[dict[str, Any]]:
     with path.open(newline="", encoding="utf-8-sig") as file:
         reader = csv.DictReader(file)
-        names = reader.fieldnames or []
-        if len(set(names)) != len(names):
-            raise CatalogError(f"{path}: a column name occurs twice in the header: {', '.join(names)}")
         try:
+            names = reader.fieldnames or []
+            if len(set(names)) != len(names):
+                raise CatalogError(f"{path}: a column name occurs twice in the header: {', '.join(names)}")
             for number, row in enumerate(reader, start=1):
                 if None in row or None in row.values():
                     raise CatalogError(f"{path}: row {number}: expected {len(names)} columns ({', '.join(names)})")
@@ -95,7 +108,7 @@ def _read_csv(path: Path) -> Iterator[dict[str, Any]]:
 
 
 def _read_jsonl(path: Path) -> Iterator[dict[str, Any]]:
-    with path.open(encoding="utf-8") as file:
+    with path.open(encoding="utf-8-sig") as file:
         for number, line in enumerate(file, start=1):
             if not line.strip():
                 continue
@@ -103,9 +116,22 @@ def _read_jsonl(path: Path) -> Iterator[dict[str, Any]]:
                 row = json.loads(line)
             except json.JSONDecodeError as error:
                 raise CatalogError(f"{path}: line {number}: not JSON ({error.msg} at column {error.colno})") from None
+            except (ValueError, RecursionError) as error:  # a number of thousands of digits, brackets without end
+                raise CatalogError(f"{path}: line {number}: not usable JSON ({error})") from None
+            if "\\u" in line and _has_lone_surrogate(row):
+                raise CatalogError(f"{path}: line {number}: half a character (\\ud800 to \\udfff without its pair)")
             if not isinstance(row, dict):
                 raise CatalogError(f"{path}: line {number}: expected an object, got {type(row).__name__}")
             yield row
+
+
+def _has_lone_surrogate(value: object) -> bool:
+    """Such text can neither be written as UTF-8 nor be tokenized."""
+    try:
+        json.dumps(value, ensure_ascii=False).encode()
+    except UnicodeEncodeError:
+        return True
+    return False
 
 
 def _read_parquet(path: Path) -> Iterator[dict[str, Any]]:
@@ -127,12 +153,29 @@ def _read_folder(path: Path) -> Iterator[Item]:
         raise CatalogError(f"{path}: no images found; expected {', '.join(sorted(IMAGE_SUFFIXES))} files")
     for file in files:
         relative = file.relative_to(path)
-        fields = {"category": relative.parent.as_posix()} if relative.parent != Path() else {}
-        yield Item(id=relative.as_posix(), image=file, fields=fields)
+        fields = {"category": _printable(relative.parent.as_posix())} if relative.parent != Path() else {}
+        yield Item(id=_printable(relative.as_posix()), image=file, fields=fields)
+
+
+def _printable(name: str) -> str:
+    """File names may be any bytes; those that are not UTF-8 would fail wherever an id is written."""
+    return name.encode("utf-8", "backslashreplace").decode()
 
 
 def _template_columns(template: str) -> list[str]:
-    return [name for _, name, _, _ in string.Formatter().parse(template) if name is not None]
+    parts = list(string.Formatter().parse(template))
+    if any(spec or conversion for _, _, spec, conversion in parts):
+        raise ValueError("a column's name may not be followed by ':' or '!'")
+    return [name for _, name, _, _ in parts if name is not None]
+
+
+def _fill(template: str, row: Mapping[str, Any]) -> str:
+    # str.format would also follow attributes ("{title.__class__}"); looking up whole names in the row cannot
+    parts = []
+    for literal, name, _, _ in string.Formatter().parse(template):
+        value = None if name is None else row.get(name)
+        parts.append(literal + ("" if value is None else str(value)))
+    return "".join(parts)
 
 
 def _check_columns(path: Path, columns: Iterable[str], text: str | None, image: str) -> None:
@@ -160,10 +203,7 @@ def _to_item(path: Path, number: int, row: dict[str, Any], text: str | None, ima
     if text is None:
         content = row.get("text")
     elif columns := _template_columns(text):
-        # str.format would also follow attributes ("{title.__class__}"); plain replacement of known columns cannot
-        content = text
-        for name in columns:
-            content = content.replace(f"{{{name}}}", str(row.get(name) or ""))
+        content = _fill(text, row) if any(row.get(name) is not None for name in columns) else None
     else:
         content = row.get(text)
     source = row.get(image)

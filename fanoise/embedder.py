@@ -12,6 +12,7 @@ from typing import Any, Literal
 import numpy as np
 import torch
 import torch.nn.functional as F
+from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from fanoise.backbones import Backbone, Example, load_backbone
@@ -49,8 +50,12 @@ class EmbedderSpec:
     """The noise trained with; for information, it never acts here."""
 
     def __post_init__(self) -> None:
-        if set(self.prompts) != {"query", "item"}:
+        if not isinstance(self.prompts, Mapping) or set(self.prompts) != {"query", "item"}:
             raise ConfigError(f"prompts must have the keys query and item, got {', '.join(self.prompts) or 'none'}")
+        if not all(isinstance(prompt, str) for prompt in self.prompts.values()):
+            raise ConfigError(f"prompts must be text, got {dict(self.prompts)}")
+        if not isinstance(self.noise, Mapping):
+            raise ConfigError(f"noise must map settings to values, got {self.noise!r}")
         if self.pooling not in POOLINGS:
             raise ConfigError(f"pooling must be one of {', '.join(POOLINGS)}, got {self.pooling!r}")
         if self.max_pixels is not None and self.max_pixels < 28 * 28:
@@ -161,6 +166,8 @@ class Embedder:
 
         Raises: ImageError for an image that cannot be read; ConfigError for an unknown role.
         """
+        if batch_size < 1:
+            raise ConfigError(f"batch_size must be >= 1, got {batch_size}")
         device = next(self.module.parameters()).device
         vectors = np.empty((len(items), self.dim), dtype=np.float32)
         training = [module for module in self.module.modules() if module.training]
@@ -197,12 +204,17 @@ def read_spec(folder: Path) -> EmbedderSpec:
         stored = json.loads(file.read_text())
     except ValueError as error:
         raise ArtifactError(f"{file}: damaged ({error}); train again or restore the file") from None
+    if not isinstance(stored, dict):
+        raise ArtifactError(f"{file}: damaged (expected an object); train again or restore the file")
     if stored.pop("format_version", None) != _FORMAT_VERSION:
         raise ArtifactError(f"{file}: written by another version of fanoise; expected format_version {_FORMAT_VERSION}")
     unknown = set(stored) - {item.name for item in fields(EmbedderSpec)}
     if unknown:
         raise ArtifactError(f"{file}: unknown entries {', '.join(sorted(unknown))}")
-    return EmbedderSpec(**stored)
+    try:
+        return EmbedderSpec(**stored)
+    except (ConfigError, TypeError) as error:
+        raise ArtifactError(f"{file}: damaged ({error}); train again or restore the file") from None
 
 
 def write_spec(folder: Path, spec: EmbedderSpec) -> None:
@@ -215,12 +227,16 @@ def write_spec(folder: Path, spec: EmbedderSpec) -> None:
 
 def base_reference(base: str | Path, folder: Path) -> str:
     """How a run folder names its base: a path relative to the folder when local, so both can move together."""
-    return Path(os.path.relpath(base, folder)).as_posix() if Path(base).is_dir() else str(base)
+    if not Path(base).is_dir():
+        return str(base)
+    # ".." is followed on the disk, so both ends must be free of links
+    return Path(os.path.relpath(Path(base).resolve(), Path(folder).resolve())).as_posix()
 
 
 def weights_digest(path: str | Path) -> str | None:
     """Digest over a local checkpoint's weight files; none for a hub id."""
-    files = sorted(Path(path).glob("*.safetensors")) if Path(path).is_dir() else []
+    folder = Path(path)
+    files = (sorted(folder.glob("*.safetensors")) or sorted(folder.glob("*.bin"))) if folder.is_dir() else []
     return _digest({file.name: sha256_file(file) for file in files}) if files else None
 
 
@@ -243,7 +259,12 @@ def _load_adapter(folder: Path, spec: EmbedderSpec, dtype: torch.dtype, base: st
             f"{base}: not the base this adapter was trained on (weights {found}, expected {spec.base_weights})"
         )
     backbone = load_backbone(base, dtype=dtype, revision=spec.base_revision)
-    backbone.model = PeftModel.from_pretrained(backbone.model, folder).eval()
+    try:
+        backbone.model = PeftModel.from_pretrained(backbone.model, folder).eval()
+    except (OSError, ValueError, TypeError, RuntimeError, SafetensorError) as error:
+        raise ArtifactError(
+            f"{folder}: the adapter is damaged or of another model ({str(error).splitlines()[0]}); train again"
+        ) from None
     return backbone
 
 

@@ -3,6 +3,7 @@
 import io
 import warnings
 from pathlib import Path
+from typing import IO
 
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
@@ -24,7 +25,7 @@ def open_image(source: Path | str | bytes | Image.Image, *, max_pixels: int = 64
     Raises: ImageError with a short reason.
     """
     if isinstance(source, Image.Image):
-        return _to_rgb(source)
+        return _decode(source, max_pixels, None)
     name = None if isinstance(source, bytes) else source
     try:
         stream = io.BytesIO(source) if isinstance(source, bytes) else Path(source).open("rb")
@@ -32,23 +33,30 @@ def open_image(source: Path | str | bytes | Image.Image, *, max_pixels: int = 64
         raise ImageError("file not found", name) from None
     except (OSError, ValueError) as error:  # ValueError: a NUL byte in the name
         raise ImageError(f"cannot be opened ({getattr(error, 'strerror', None) or error})", name) from None
-    with stream, warnings.catch_warnings():
+    with stream:
+        return _decode(stream, max_pixels, name)
+
+
+def _decode(source: IO[bytes] | Image.Image, max_pixels: int, name: Path | str | None) -> Image.Image:
+    with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # Pillow warns about odd metadata and bombs; both are decided here
         try:
-            image = Image.open(stream, formats=_FORMATS)
+            image = source if isinstance(source, Image.Image) else Image.open(source, formats=_FORMATS)
             width, height = image.size
             if width * height > max_pixels:
                 raise ImageError(f"{width}×{height} pixels, more than the limit of {max_pixels}", name)
-            if max(width, height) > _MAX_ASPECT * min(width, height):
-                image.load()
-                return _pad_to_aspect(_to_rgb(image))
+            if not width * height:
+                raise ImageError(f"{width}×{height} pixels, there is nothing to see", name)
             image.load()
-            return _to_rgb(image)
+            thin = max(width, height) > _MAX_ASPECT * min(width, height)
+            return _pad_to_aspect(_to_rgb(image)) if thin else _to_rgb(image)
         except UnidentifiedImageError:
             raise ImageError("not an image of a known format", name) from None
         except ImageError:
             raise
-        except (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError, MemoryError) as error:
+        except Image.DecompressionBombError:
+            raise ImageError(f"far more pixels than the limit of {max_pixels}", name) from None
+        except Exception as error:  # on damaged files Pillow raises about anything: struct.error, TypeError, …
             raise ImageError(
                 f"damaged or truncated ({str(error).splitlines()[0] if str(error) else type(error).__name__})", name
             ) from None

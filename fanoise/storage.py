@@ -9,6 +9,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from fanoise.errors import InputError
+
 _STAGING = ".partial-"
 
 
@@ -38,7 +40,9 @@ def staged_directory(target: Path) -> Iterator[Path]:
     An existing `target` is moved aside just before the rename and removed after it; the last rename is the commit.
     Leftovers of attempts that were killed are removed first, or put back where only the old state is whole.
     """
-    target = Path(target).absolute()
+    target = Path(target).resolve()  # through links, so that what a link points to is replaced and the link stays
+    if target.is_file():
+        raise InputError(f"{target} is a file; choose another folder, or remove it")
     target.parent.mkdir(parents=True, exist_ok=True)
     previous = target.with_name(f"{_STAGING}{target.name}.old")
     _clean_up(target, previous)

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import torch
 import transformers
+from safetensors import SafetensorError
 
 from fanoise.backbones.base import Backbone, Example
 from fanoise.backbones.qwen2_vl import Qwen2VLBackbone
@@ -35,7 +36,7 @@ def load_backbone(path: str | Path, *, dtype: torch.dtype = torch.float32, revis
         )
     try:
         return _BY_TYPE[config.model_type].load(path, dtype=dtype, revision=revision)
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         raise ArtifactError(
             f"{path}: the checkpoint is incomplete or damaged ({str(error).splitlines()[0]}); fetch or save it again"
         ) from None

@@ -51,7 +51,12 @@ class Qwen2VLBackbone(Backbone):
     @classmethod
     def load(cls, path: str | Path, *, dtype: torch.dtype, revision: str | None = None) -> "Qwen2VLBackbone":
         options = {} if revision is None else {"revision": revision}
-        model = transformers.Qwen2VLForConditionalGeneration.from_pretrained(path, dtype=dtype, **options)
+        model, report = transformers.Qwen2VLForConditionalGeneration.from_pretrained(
+            path, dtype=dtype, output_loading_info=True, **options
+        )
+        missing = sorted(name for name in report["missing_keys"] if not name.startswith("lm_head"))
+        if missing:  # transformers would go on with random numbers there; the head alone is never used
+            raise ArtifactError(f"{path}: {len(missing)} weights are missing, {missing[0]} first; fetch it again")
         source = transformers.AutoProcessor if is_torchvision_available() else _Qwen2VLProcessor
         processor = source.from_pretrained(path, **options)
         processor.tokenizer.padding_side = "left"
@@ -87,10 +92,11 @@ class Qwen2VLBackbone(Backbone):
         tokenizer = self.processor.tokenizer
         texts, images = [], []
         for example in examples:
-            text = _without_special_tokens(example.text)
+            text = _clean_text(example.text)
             tokens = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)["offset_mapping"]
             if len(tokens) > max_tokens:
-                text = text[: tokens[max_tokens - 1][1]]
+                # a character of several tokens is kept whole or not at all
+                text = text[: min(tokens[max_tokens - 1][1], tokens[max_tokens][0])]
             texts.append(f"{example.prompt}{_IMAGE if example.image is not None else ''}{text}<|endoftext|>")
             if example.image is not None:
                 images.append(example.image)
@@ -108,8 +114,9 @@ def _plain(value: Any) -> Any:
     return list(value) if isinstance(value, tuple | list) else float(value)
 
 
-def _without_special_tokens(text: str) -> str:
-    """A catalogue's text must not smuggle in image placeholders or an early end."""
+def _clean_text(text: str) -> str:
+    """A catalogue's text must not smuggle in image placeholders or an early end, nor stop the tokenizer."""
+    text = text.encode("utf-8", "replace").decode()  # half a surrogate pair is "?"
     for token in _SPECIAL:
         text = text.replace(token, " ")
     return text

@@ -1,0 +1,57 @@
+import pickle
+
+import pytest
+
+from fanoise.errors import (
+    ArtifactError,
+    CatalogError,
+    ConfigError,
+    FANoiseError,
+    ImageError,
+    InputError,
+    TrainingError,
+    cli_errors,
+)
+
+
+@pytest.mark.parametrize("kind", [InputError, ConfigError, CatalogError, ImageError, ArtifactError, TrainingError])
+def test_every_error_is_a_fanoise_error_and_only_input_is_a_value_error(kind):
+    assert issubclass(kind, FANoiseError)
+    assert issubclass(kind, ValueError) == issubclass(kind, InputError)
+
+
+def test_a_fanoise_error_is_one_line_on_stderr_and_status_2(capsys):
+    with pytest.raises(SystemExit) as stop, cli_errors():
+        raise CatalogError("shop.csv: row 3:\n  no image;\tfill it")
+    assert stop.value.code == 2
+    assert capsys.readouterr() == ("", "error: shop.csv: row 3: no image; fill it\n")
+
+
+def test_ctrl_c_is_status_130(capsys):
+    with pytest.raises(SystemExit) as stop, cli_errors():
+        raise KeyboardInterrupt
+    assert stop.value.code == 130
+    assert capsys.readouterr().err == "interrupted\n"
+
+
+def test_a_bug_keeps_its_traceback():
+    with pytest.raises(ZeroDivisionError), cli_errors():
+        _ = 1 // 0
+
+
+def test_nothing_happens_without_an_error(capsys):
+    with cli_errors():
+        print("fine")
+    assert capsys.readouterr() == ("fine\n", "")
+
+
+def test_an_image_error_names_the_image_but_its_reason_does_not():
+    error = ImageError("file not found", "photos/1.jpg")
+    assert str(error) == "image 'photos/1.jpg': file not found"
+    assert error.reason == "file not found"
+    assert str(ImageError("no pixels")) == "no pixels"
+
+
+def test_an_image_error_survives_the_way_out_of_a_worker_process():
+    error = pickle.loads(pickle.dumps(ImageError("file not found", "photos/1.jpg")))
+    assert (str(error), error.reason) == ("image 'photos/1.jpg': file not found", "file not found")
