@@ -61,20 +61,18 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _tour(options: argparse.Namespace) -> int:
-    from demo.tour import CHECKPOINT, Tour, table, write_examples
+    from demo.tour import Tour, table
 
     root = Path("runs/demo") if options.base is None else Path("runs") / f"demo-{Path(options.base).name}"
     tour = Tour(root, base=options.base)
     report = tour.run()
     strength = report["noise"]["strength"]
-    print(
-        f"\nBaseline against FANoise (strength {strength}), base {options.base or CHECKPOINT}, R@1 in points of 100:\n"
-    )
+    print(f"\nBaseline against FANoise (strength {strength}), base {report['base']}, R@1 in points of 100:\n")
     print(table(report))
     print(f"\nreport: {root / 'report.json'}")
     if not options.serve:
         return 0
-    write_examples(root / "examples.json")
+    tour.write_examples(root / "examples.json")
     arguments = ["--host", options.host, "--port", str(options.port), "--report", str(root / "report.json")]
     arguments += ["--examples", str(root / "examples.json")]
     for catalog in ("products", "documents"):

@@ -44,7 +44,9 @@ def render_collage(collage: Collage) -> Image.Image:
     frame = scene_of(collage.products[0], collage.view)
     picture = backdrop(frame.style, frame.variant, SIDE, shift=frame.shift, flip=frame.flip).copy()
     for product, (left, top, right, bottom) in zip(collage.products, boxes_of(collage), strict=True):
-        pose = replace(scene_of(product, collage.view), light=frame.light)
+        own = scene_of(product, collage.view)
+        # centred and a little smaller than alone, so that its shadow stays inside the square
+        pose = replace(own, light=frame.light, offset=(0.0, 0.0), scale=min(own.scale, 0.78))
         canvas = draw_product(product, pose, size=right - left)
         picture[:, top:bottom, left:right] = canvas.over(picture[:, top:bottom, left:right], shadow=frame.shadow)
     picture *= np.asarray(frame.exposure, np.float32)[:, None, None]

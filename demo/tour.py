@@ -23,7 +23,6 @@ from fanoise.errors import FANoiseError
 from fanoise.storage import write_atomic
 
 RECIPE = Path("trainer/recipes/demo.yaml")
-CHECKPOINT = Path("demo/checkpoint")
 DATA = Path("runs/demo/data")
 RESULTS = Path("demo/results.json")
 ARMS = ("baseline", "fanoise")
@@ -38,10 +37,6 @@ class QuerySet:
     name: str
     split: str
     label: str
-
-    @property
-    def file(self) -> Path:
-        return DATA / self.catalog / "queries" / f"{self.name}.jsonl"
 
 
 QUERY_SETS = (
@@ -61,13 +56,17 @@ class Tour:
     root: Path
     base: str | None = None
     seed: int | None = None
+    recipe: Path = RECIPE
+    data: Path = DATA
+    products: catalogs.CatalogSize = catalogs.PRODUCTS
+    documents: catalogs.CatalogSize = catalogs.DOCUMENTS
     progress: bool = True
 
     def run(self) -> dict[str, Any]:
         """Do what is not done yet and return the report, also written to `report.json`."""
         self.root.mkdir(parents=True, exist_ok=True)
         steps = Steps(self.root / "steps.json")
-        make_data(self.progress)
+        self._draw()
         for arm in ARMS:
             self._train(steps, arm)
         for arm in ARMS:
@@ -75,11 +74,43 @@ class Tour:
         steps.run("report", self._result_files(), self.root / "report.json", self._write_report)
         return json.loads((self.root / "report.json").read_text())
 
+    def write_examples(self, file: Path) -> None:
+        """Queries to click on the page: the first of each set, photos included."""
+        examples: dict[str, list[dict[str, str]]] = {"products": [], "documents": []}
+        for query_set in QUERY_SETS:
+            rows = [json.loads(line) for line in self.queries(query_set).read_text().splitlines()]
+            for row in rows[3:60:30]:
+                entry = {"label": row.get("text") or "a photo of a product"}
+                if "text" in row:
+                    entry["text"] = row["text"]
+                if "image" in row:
+                    entry["image"] = Path(
+                        os.path.relpath(self.queries(query_set).parent / row["image"], file.parent)
+                    ).as_posix()
+                    if "text" in row:
+                        entry["label"] = f"photo: {row['text']}"
+                examples[query_set.catalog].append(entry)
+        write_atomic(file, json.dumps(examples, indent=2, ensure_ascii=False) + "\n")
+
     def index(self, catalog: str, arm: str) -> Path:
         return self.root / "index" / f"{catalog}-{arm}"
 
     def _result(self, query_set: QuerySet, arm: str) -> Path:
         return self.root / "results" / f"{query_set.catalog}-{query_set.name}-{arm}.json"
+
+    def queries(self, query_set: QuerySet) -> Path:
+        return self.data / query_set.catalog / "queries" / f"{query_set.name}.jsonl"
+
+    def _draw(self) -> None:
+        """The catalogues, which tours of several bases and seeds share: their ledger lies beside them."""
+        steps = Steps(self.data / "steps.json")
+        for name, make, size in (
+            ("products", catalogs.make_products, self.products),
+            ("documents", catalogs.make_documents, self.documents),
+        ):
+            folder = self.data / name
+            action = partial(make, folder, size=size, progress=self.progress)
+            steps.run(f"draw {name}", [str(catalogs.VERSION), str(size)], folder / "catalog.csv", action)
 
     def _train(self, steps: Steps, arm: str) -> None:
         run = self.root / arm
@@ -91,9 +122,9 @@ class Tour:
         if self.base is not None:  # a real VLM wants a gentler rate, and does not fit a whole batch at once
             options |= {"model.base": self.base, "optimizer.lr": 1e-4, "chunk_size": 8}
         inputs: list[Path | str] = [
-            RECIPE,
-            *_pair_files(),
-            *_weight_files(self.base or CHECKPOINT),
+            self.recipe,
+            *self._pair_files(),
+            *_weight_files(self._base()),
             str(self.base),
             str(self.seed),
         ]
@@ -102,12 +133,21 @@ class Tour:
 
         def train() -> None:
             # a killed run goes on only from the same inputs; what else lies in its folder is of an older recipe
-            if not started.exists() or started.read_text() != digest or (run / "embedder.json").exists():
+            if not started.exists() or started.read_text() != digest:
                 shutil.rmtree(run, ignore_errors=True)
                 write_atomic(started, digest)
-            _call("trainer", "--config", str(RECIPE), *(f"--{name}={value}" for name, value in options.items()))
+            _call("trainer", "--config", str(self.recipe), *(f"--{name}={value}" for name, value in options.items()))
 
         steps.run(f"train {arm}", inputs, run / "embedder.json", train)
+
+    def _base(self) -> str:
+        return self.base or self._settings()["model"]["base"]
+
+    def _settings(self) -> dict[str, Any]:
+        return yaml.safe_load(self.recipe.read_text())
+
+    def _pair_files(self) -> list[Path]:
+        return [Path(path) for path in self._settings()["data"]["pairs"]]
 
     def _index_and_evaluate(self, steps: Steps, arm: str) -> None:
         """Both in this process, and with the embedder loaded once: imports and loading cost more than the work."""
@@ -126,7 +166,9 @@ class Tour:
             from index.build import build_index
 
             print(f"index {catalog} with {arm}", flush=True)
-            build_index(embedder(), DATA / catalog / "catalog.csv", self.index(catalog, arm), progress=self.progress)
+            build_index(
+                embedder(), self.data / catalog / "catalog.csv", self.index(catalog, arm), progress=self.progress
+            )
 
         def evaluate(query_set: QuerySet) -> None:
             from eval.retrieval import evaluate
@@ -134,7 +176,11 @@ class Tour:
 
             searcher = Searcher.open(self.index(query_set.catalog, arm), embedder=embedder())
             result = evaluate(
-                searcher, query_set.file, where={"split": query_set.split}, seed=self.seed, progress=self.progress
+                searcher,
+                self.queries(query_set),
+                where={"split": query_set.split},
+                seed=self.seed,
+                progress=self.progress,
             )
             result.write(self._result(query_set, arm))
 
@@ -142,7 +188,7 @@ class Tour:
             target = self.index(catalog, arm)
             steps.run(
                 f"index {catalog} {arm}",
-                [*weights, DATA / catalog / "catalog.csv"],
+                [*weights, self.data / catalog / "catalog.csv"],
                 target / "manifest.json",
                 partial(build, catalog),
             )
@@ -151,7 +197,7 @@ class Tour:
             result = self._result(query_set, arm)
             steps.run(
                 f"evaluate {query_set.catalog} {query_set.name} {arm}",
-                [manifest, query_set.file],
+                [manifest, self.queries(query_set)],
                 result,
                 partial(evaluate, query_set),
             )
@@ -181,29 +227,13 @@ class Tour:
                 "ties": found.ties,
                 "losses": found.losses,
             }
-            rows.append(row | (_seed_spread(query_set) if self.base is None else {}))
+            rows.append(row | (_seed_spread(query_set) if self.base is None and self.recipe == RECIPE else {}))
         report = {
-            "base": self.base or str(CHECKPOINT),
-            "noise": yaml.safe_load(RECIPE.read_text())["noise"],
+            "base": self._base(),
+            "noise": self._settings()["noise"],
             "sets": rows,
         }
         write_atomic(self.root / "report.json", json.dumps(report, indent=2, ensure_ascii=False) + "\n")
-
-
-def make_data(progress: bool) -> None:
-    """Draw the two catalogues, unless they are there."""
-    for name, make, size in (
-        ("products", catalogs.make_products, catalogs.PRODUCTS),
-        ("documents", catalogs.make_documents, catalogs.DOCUMENTS),
-    ):
-        steps = Steps(DATA.parent / f"{name}.steps.json")
-        folder = DATA / name
-        steps.run(
-            "draw",
-            [str(catalogs.VERSION), str(size)],
-            folder / "catalog.csv",
-            partial(make, folder, size=size, progress=progress),
-        )
 
 
 def table(report: dict[str, Any]) -> str:
@@ -230,23 +260,6 @@ def table(report: dict[str, Any]) -> str:
     )
 
 
-def write_examples(file: Path) -> None:
-    """Queries to click on the page: the first of each set, photos included."""
-    examples: dict[str, list[dict[str, str]]] = {"products": [], "documents": []}
-    for query_set in QUERY_SETS:
-        rows = [json.loads(line) for line in query_set.file.read_text().splitlines()]
-        for row in rows[3:60:30]:
-            entry = {"label": row.get("text") or "a photo of a product"}
-            if "text" in row:
-                entry["text"] = row["text"]
-            if "image" in row:
-                entry["image"] = Path(os.path.relpath(query_set.file.parent / row["image"], file.parent)).as_posix()
-                if "text" in row:
-                    entry["label"] = f"photo: {row['text']}"
-            examples[query_set.catalog].append(entry)
-    write_atomic(file, json.dumps(examples, indent=2, ensure_ascii=False) + "\n")
-
-
 def _seed_spread(query_set: QuerySet) -> dict[str, Any]:
     """The baseline's standard deviation over seeds, from the shipped results."""
     if not RESULTS.exists():
@@ -255,10 +268,6 @@ def _seed_spread(query_set: QuerySet) -> dict[str, Any]:
         if (row["catalog"], row["name"]) == (query_set.catalog, query_set.label):
             return {"spread": statistics.stdev(row["baseline"]), "seeds": len(row["baseline"])}
     return {}
-
-
-def _pair_files() -> list[Path]:
-    return [Path(path) for path in yaml.safe_load(RECIPE.read_text())["data"]["pairs"]]
 
 
 def _weight_files(folder: str | Path) -> Iterable[Path]:

@@ -16,6 +16,7 @@ from fanoise.embedder import Embedder, Role
 from fanoise.errors import ConfigError, ImageError
 from fanoise.images import open_image
 from trainer.config import RunConfig
+from trainer.mmeb import is_mmeb_train, read_mmeb_train
 from trainer.pairs import Pair, read_pairs, valid_answers
 
 ModelBatch = dict[str, Tensor]
@@ -118,7 +119,15 @@ class StepBatches(Dataset[StepBatch]):
 
 
 def load_plan(config: RunConfig) -> BatchPlan:
-    return BatchPlan([read_pairs(path) for path in config.data.pairs], config)
+    return BatchPlan([_read_file(path, config.data.images) for path in config.data.pairs], config)
+
+
+def _read_file(path: str, images: str | None) -> list[Pair]:
+    if not is_mmeb_train(path):
+        return read_pairs(path)
+    if images is None:
+        raise ConfigError(f"data.images is not set; {path} is in MMEB format, give the folder its image paths start in")
+    return read_mmeb_train(path, images=images)
 
 
 def step_loader(batches: StepBatches, *, first_step: int, last_step: int, workers: int) -> DataLoader[Any]:

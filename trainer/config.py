@@ -54,7 +54,9 @@ class DataConfig:
     """The pairs to learn from."""
 
     pairs: list[str]
-    """CSV, JSONL or Parquet files of pairs; each step's batch comes from one file."""
+    """CSV, JSONL or Parquet files of pairs, or MMEB-train's Parquet files; each step's batch comes from one file."""
+    images: str | None = None
+    """Folder in which the image paths of MMEB-train files start; other files name images relative to themselves."""
     weights: list[float] | None = None
     """How often each file is drawn, relative to the others; by default by its number of pairs."""
     augment: Literal["none", "crop", "crop_flip"] = "none"

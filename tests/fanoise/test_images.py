@@ -1,0 +1,258 @@
+import io
+import random
+import struct
+import zlib
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from fanoise.errors import ImageError
+from fanoise.images import open_image
+
+RED, GREEN, BLUE, WHITE = (255, 0, 0), (0, 255, 0), (0, 0, 255), (255, 255, 255)
+
+
+def encode(image: Image.Image, kind: str = "PNG", **options) -> bytes:
+    buffer = io.BytesIO()
+    image.save(buffer, kind, **options)
+    return buffer.getvalue()
+
+
+def half_and_half(size: tuple[int, int] = (4, 2)) -> Image.Image:
+    """Left half red, right half blue."""
+    image = Image.new("RGB", size, RED)
+    image.paste(BLUE, (size[0] // 2, 0, *size))
+    return image
+
+
+def pattern(width: int = 40, height: int = 30) -> Image.Image:
+    return Image.fromarray(np.random.default_rng(0).integers(0, 256, (height, width, 3), dtype=np.uint8))
+
+
+def png_header(width: int, height: int) -> bytes:
+    """A PNG that claims a size and has next to no pixels."""
+    chunk = b"IHDR" + struct.pack(">IIBBBBB", width, height, 8, 0, 0, 0, 0)
+    body = b"IDAT" + zlib.compress(b"\0" * 10)
+    parts = (struct.pack(">I", len(part) - 4) + part + struct.pack(">I", zlib.crc32(part)) for part in (chunk, body))
+    return b"\x89PNG\r\n\x1a\n" + b"".join(parts)
+
+
+@pytest.mark.parametrize("form", [bytes, str, Path, Image.Image])
+def test_bytes_paths_and_images_give_the_same_pixels(tmp_path, form):
+    file = tmp_path / "näme with space.png"
+    file.write_bytes(encode(pattern()))
+    sources = {bytes: file.read_bytes(), str: str(file), Path: file, Image.Image: Image.open(file)}
+    opened = open_image(sources[form])
+    assert opened.mode == "RGB"
+    assert np.array_equal(opened, pattern())
+
+
+@pytest.mark.parametrize("kind", ["PNG", "BMP", "TIFF", "PPM", "GIF", "WEBP", "JPEG"])
+def test_every_listed_format_is_read(kind):
+    opened = open_image(encode(half_and_half((32, 16)), kind, **({"quality": 95} if kind == "JPEG" else {})))
+    assert opened.size == (32, 16)
+    assert np.abs(np.subtract(opened.getpixel((4, 8)), RED, dtype=int)).max() <= 6
+    assert np.abs(np.subtract(opened.getpixel((28, 8)), BLUE, dtype=int)).max() <= 6
+
+
+@pytest.mark.parametrize("kind", ["ICO", "PCX", "TGA", "PDF", "EPS"])
+def test_an_unlisted_format_is_refused_even_under_a_listed_name(tmp_path, kind):
+    file = tmp_path / "picture.png"
+    file.write_bytes(encode(half_and_half((32, 32)), kind))
+    with pytest.raises(ImageError, match="not an image of a known format"):
+        open_image(file)
+
+
+# turning many modes into RGB
+
+
+@pytest.mark.parametrize(
+    ("orientation", "size", "red", "blue"),
+    [
+        (1, (4, 2), (0, 0), (3, 0)),
+        (2, (4, 2), (3, 0), (0, 0)),
+        (3, (4, 2), (3, 0), (0, 0)),
+        (6, (2, 4), (0, 0), (0, 3)),
+        (8, (2, 4), (0, 3), (0, 0)),
+    ],
+)
+def test_exif_orientation_is_applied(orientation, size, red, blue):
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    opened = open_image(encode(half_and_half(), "PNG", exif=exif))
+    assert opened.size == size
+    assert (opened.getpixel(red), opened.getpixel(blue)) == (RED, BLUE)
+
+
+def test_a_transparent_palette_entry_is_white():
+    image = Image.new("P", (2, 1))
+    image.putpalette([*RED, *GREEN])
+    image.putpixel((1, 0), 1)
+    opened = open_image(encode(image, transparency=1))
+    assert [opened.getpixel((x, 0)) for x in (0, 1)] == [RED, WHITE]
+
+
+@pytest.mark.parametrize(
+    ("mode", "colour", "expected"),
+    [
+        ("RGBA", (255, 0, 0, 0), WHITE),
+        ("RGBA", (255, 0, 0, 128), (255, 127, 127)),
+        ("LA", (0, 0), WHITE),
+        ("LA", (0, 255), (0, 0, 0)),
+    ],
+)
+def test_transparency_is_laid_on_white(mode, colour, expected):
+    assert open_image(encode(Image.new(mode, (1, 1), colour))).getpixel((0, 0)) == expected
+
+
+def test_a_transparent_colour_without_alpha_channel_is_white():
+    opened = open_image(encode(half_and_half(), transparency=BLUE))
+    assert (opened.getpixel((0, 0)), opened.getpixel((3, 0))) == (RED, WHITE)
+
+
+@pytest.mark.parametrize("kind", ["PNG", "TIFF"])
+def test_sixteen_bits_are_scaled_not_cut(kind):
+    values = np.array([[0, 257, 32896, 65535]], dtype=np.uint16)
+    opened = open_image(encode(Image.fromarray(values), kind))
+    assert [opened.getpixel((x, 0)) for x in range(4)] == [(v, v, v) for v in (0, 1, 128, 255)]
+
+
+def test_eight_bit_values_in_a_wide_type_stay_as_they_are():
+    opened = open_image(encode(Image.fromarray(np.array([[0, 7, 255]], dtype=np.int32)), "TIFF"))
+    assert [opened.getpixel((x, 0))[0] for x in range(3)] == [0, 7, 255]
+
+
+def test_cmyk_is_converted():
+    cyan = open_image(encode(Image.new("CMYK", (8, 8), (255, 0, 0, 0)), "JPEG", quality=100)).getpixel((4, 4))
+    assert np.abs(np.subtract(cyan, (0, 255, 255), dtype=int)).max() <= 3
+
+
+@pytest.mark.parametrize("mode", ["1", "L", "P"])
+def test_grey_and_palette_images_are_rgb(mode):
+    opened = open_image(encode(Image.new("RGB", (3, 3), WHITE).convert(mode)))
+    assert (opened.mode, opened.getpixel((1, 1))) == ("RGB", WHITE)
+
+
+@pytest.mark.parametrize("kind", ["GIF", "PNG", "WEBP", "TIFF"])
+def test_the_first_frame_of_an_animation_is_taken(kind):
+    frames = [Image.new("RGB", (8, 8), colour) for colour in (RED, BLUE, GREEN)]
+    options = {"lossless": True} if kind == "WEBP" else {}
+    data = encode(frames[0], kind, save_all=True, append_images=frames[1:], **options)
+    assert open_image(data).getpixel((4, 4)) == RED
+
+
+# sizes
+
+
+def test_one_pixel_is_an_image():
+    assert open_image(encode(Image.new("RGB", (1, 1), RED))).getpixel((0, 0)) == RED
+
+
+@pytest.mark.parametrize("as_image", [False, True])
+@pytest.mark.parametrize("size", [(1, 10_000), (10_000, 1)])
+def test_a_hair_thin_image_is_padded_to_an_aspect_a_vision_tower_accepts(size, as_image):
+    image = Image.new("RGB", size, RED)
+    opened = open_image(image if as_image else encode(image))
+    assert max(opened.size) == 10_000
+    assert max(opened.size) / min(opened.size) <= 150
+    pixels = np.asarray(opened).reshape(-1, 3)
+    assert (pixels == RED).all(axis=1).sum() == 10_000
+    assert (pixels == WHITE).all(axis=1).sum() == len(pixels) - 10_000
+
+
+def test_an_ordinary_banner_is_not_padded():
+    assert open_image(encode(Image.new("RGB", (1500, 10), RED))).size == (1500, 10)
+
+
+def test_the_pixel_limit_is_exact_and_named():
+    data = encode(Image.new("RGB", (100, 50)))
+    assert open_image(data, max_pixels=5000).size == (100, 50)
+    with pytest.raises(ImageError, match="100×50 pixels, more than the limit of 4999"):
+        open_image(data, max_pixels=4999)
+    with pytest.raises(ImageError, match="more than the limit of 4999"):
+        open_image(Image.open(io.BytesIO(data)), max_pixels=4999)
+
+
+@pytest.mark.parametrize("side", [8_001, 12_000, 60_000])
+def test_a_decompression_bomb_is_refused_by_its_header(side):
+    with pytest.raises(ImageError, match="more .*than the limit of 64000000"):
+        open_image(png_header(side, side))
+
+
+def test_an_image_without_pixels_is_refused():
+    with pytest.raises(ImageError, match="0×5 pixels"):
+        open_image(Image.new("RGB", (0, 5)))
+
+
+# what cannot be read
+
+
+@pytest.mark.parametrize("kind", ["PNG", "JPEG", "GIF", "WEBP", "BMP", "TIFF"])
+def test_a_truncated_file_is_damaged_not_half_an_image(tmp_path, kind):
+    file = tmp_path / "photo"
+    data = encode(pattern(), kind)
+    file.write_bytes(data[: len(data) * 2 // 3])
+    with pytest.raises(ImageError) as error:
+        open_image(file)
+    assert error.value.reason.startswith(("damaged or truncated (", "not an image"))
+    assert str(error.value) == f"image {str(file)!r}: {error.value.reason}"
+
+
+def test_a_truncated_image_object_is_an_image_error_too():
+    data = encode(pattern())
+    with pytest.raises(ImageError, match="damaged or truncated"):
+        open_image(Image.open(io.BytesIO(data[: len(data) // 2])))
+
+
+@pytest.mark.parametrize("content", [b"", b"\0", b"hello, I am text\n" * 50, b"<svg xmlns='http://www.w3.org/2000/svg'/>"])
+def test_what_is_no_image_says_so_whatever_its_name(tmp_path, content):
+    file = tmp_path / "photo.jpg"
+    file.write_bytes(content)
+    for source in (file, content):
+        with pytest.raises(ImageError, match="not an image of a known format"):
+            open_image(source)
+
+
+def test_a_missing_file_is_named(tmp_path):
+    with pytest.raises(ImageError) as error:
+        open_image(tmp_path / "no such.png")
+    assert error.value.reason == "file not found"
+    assert str(tmp_path / "no such.png") in str(error.value)
+
+
+@pytest.mark.parametrize("name", ["", ".", "a\0b", "x" * 5000])
+def test_a_name_that_cannot_be_opened_is_an_image_error(tmp_path, name):
+    with pytest.raises(ImageError, match="cannot be opened"):
+        open_image(f"{tmp_path}/{name}")
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("kind", ["PNG", "JPEG", "GIF", "WEBP", "BMP", "PPM"])
+def test_flipped_bytes_give_an_image_or_an_image_error(kind):
+    rng = random.Random(1)
+    exif = Image.Exif()
+    exif[0x0112], exif[0x010E] = 6, "description"
+    data = encode(pattern(), kind, **({"exif": exif} if kind in ("PNG", "JPEG", "WEBP") else {}))
+    outcomes = set()
+    for _ in range(250):
+        damaged = bytearray(data)
+        for _ in range(rng.randint(1, 6)):
+            damaged[rng.randrange(min(len(data), 300))] = rng.randrange(256)
+        try:
+            outcomes.add(open_image(bytes(damaged), max_pixels=1_000_000).mode)
+        except ImageError as error:
+            outcomes.add(type(error))
+            assert "\n" not in str(error)
+    assert outcomes == {"RGB", ImageError}
+
+
+@pytest.mark.parametrize("error", [struct.error("required argument"), TypeError("float"), MemoryError(), IndexError()])
+def test_whatever_a_decoder_raises_is_an_image_error(monkeypatch, error):
+    def fail(*_, **__):
+        raise error
+
+    monkeypatch.setattr(Image, "open", fail)
+    with pytest.raises(ImageError, match="damaged or truncated"):
+        open_image(b"anything")
