@@ -4,7 +4,7 @@ import json
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,9 +12,11 @@ import torch
 import transformers
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
+from fanoise.errors import FANoiseError
 from fanoise.storage import staged_directory, write_atomic
 
 RECIPE = Path("trainer/recipes/demo_base.yaml")
+CHECKPOINT = Path("demo/checkpoint")
 SEED = 7
 
 _SPECIAL = (
@@ -124,16 +126,32 @@ def _config(size: BaseSize, tokenizer: transformers.PreTrainedTokenizerFast) -> 
     )
 
 
-def train_base(root: Path = Path("runs/base"), target: Path = Path("demo/checkpoint")) -> None:
-    """Corpus, random start, training by the trainer's own recipe, and the half-precision copy that is shipped."""
+def train_base(
+    root: Path = Path("runs/base"),
+    target: Path = CHECKPOINT,
+    *,
+    products: int = 7000,
+    pages: int = 3000,
+    options: Sequence[str] = (),
+) -> None:
+    """Corpus, random start, training by the trainer's own recipe, and the half-precision copy that is shipped.
+
+    Args:
+        options: further command-line options of the trainer.
+    """
     from demo.corpus import corpus_texts, make_corpus
 
-    if not (root / "corpus").exists():
-        make_corpus(root / "corpus")
+    corpus = root / "corpus"
+    if not corpus.exists():
+        make_corpus(corpus, product_count=products, page_count=pages)
     if not (root / "start").exists():
         with staged_directory(root / "start") as staging:
-            save_random_base(staging, corpus_texts(root / "corpus"), size=BaseSize(), seed=SEED)
-    subprocess.run([sys.executable, "-m", "trainer", "--config", str(RECIPE), "--resume", "auto"], check=True)
+            save_random_base(staging, corpus_texts(corpus), size=BaseSize(), seed=SEED)
+    paths = [f"--model.base={root / 'start'}", f"--output_dir={root / 'run'}"]
+    paths.append(f"--data.pairs=[{corpus / 'products.jsonl'},{corpus / 'documents.jsonl'}]")
+    command = [sys.executable, "-m", "trainer", "--config", str(RECIPE), "--resume=auto", *paths, *options]
+    if subprocess.run(command).returncode:
+        raise FANoiseError("the base was not trained; see the trainer's message above, then call this again to go on")
     ship(root / "run", target)
 
 

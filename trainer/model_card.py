@@ -39,7 +39,7 @@ Image-text embedder, {dim} dimensions, trained with InfoNCE from `{Path(config.m
 | noise in training | {how} |
 | weights trained | {weights} |
 | steps × pairs | {config.max_steps} × {config.batch_size} |
-| pairs from | {", ".join(Path(path).name for path in config.data.pairs)} |
+| pairs from | {", ".join("/".join(Path(path).parts[-2:]) for path in config.data.pairs)} |
 | learning rate, temperature, seed | {config.optimizer.lr}, {config.temperature}, {config.seed} |
 | mean loss of the last 20 steps | {last:.4f} |
 | time | {seconds:.0f} s on {device} |

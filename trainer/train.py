@@ -3,6 +3,7 @@
 import json
 import math
 import os
+import sys
 import time
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -41,6 +42,7 @@ def train(config: RunConfig) -> Path:
     dist.barrier()  # every process has checked the folder
     if rank() == 0:
         write_config(run, _plain(config))
+        print(_summary(config, embedder), file=sys.stderr)
     dist.barrier()
     engine = make_engine(embedder.module, config)
     done = load_newest_checkpoint(engine, run) if config.resume == "auto" else 0
@@ -202,6 +204,21 @@ def _note_rejects(run: Path, batch: StepBatch) -> None:
 
 def _metrics_file(run: Path, done: int) -> Any:
     return (run / METRICS_FILE).open("a" if done else "w") if rank() == 0 else Path(os.devnull).open("w")
+
+
+def _summary(config: RunConfig, embedder: Embedder) -> str:
+    """One line on what is about to run."""
+    parameters = list(embedder.module.parameters())
+    trained = sum(parameter.numel() for parameter in parameters if parameter.requires_grad)
+    total = sum(parameter.numel() for parameter in parameters)
+    strength = config.noise.strength
+    logits = noise_in_logits(strength, embedder.dim, config.temperature)
+    noise = f"{config.noise.scaling} noise {strength} ({logits:.2f} logits)" if strength else "no noise"
+    return (
+        f"{config.output_dir}: {trained / 1e6:.2f} of {total / 1e6:.2f} M parameters, "
+        f"{config.max_steps} steps of {config.batch_size} pairs over {world_size()} process(es), "
+        f"{str(resolve_dtype(config)).removeprefix('torch.')}, ZeRO {config.zero_stage}, {noise}"
+    )
 
 
 def _progress(config: RunConfig, done: int) -> tqdm:

@@ -1,5 +1,9 @@
 import re
+import subprocess
+import sys
 from collections import Counter
+from hashlib import sha256
+from pathlib import Path
 
 import pytest
 
@@ -147,3 +151,21 @@ def test_a_label_of_a_scene_means_the_product_of_its_crop(planned):
 def test_asking_for_more_rows_than_there_are_products_says_so():
     with pytest.raises(ValueError, match=r"30000 products are needed, but there are only \d+"):
         plan_sets(train=10_000, evaluation=5, candidates=5, seed=0)
+
+
+@pytest.mark.parametrize("hash_seed", ["1", "2"])
+def test_the_plan_is_the_same_in_another_process(planned, hash_seed):
+    program = (
+        "from hashlib import sha256\n"
+        "from demo.mmeb_sets import plan_sets\n"
+        "sets, album = plan_sets(train=40, evaluation=20, candidates=16, seed=0)\n"
+        "print(sha256(repr((sets, album.pictures, album.collages)).encode()).hexdigest())\n"
+    )
+    root = Path(__file__).parents[2]
+    environment = {"PYTHONHASHSEED": hash_seed, "PYTHONPATH": str(root)}
+    done = subprocess.run(
+        [sys.executable, "-c", program], cwd=root, env=environment, capture_output=True, text=True, check=True
+    )
+    sets, album = planned
+    here = sha256(repr((sets, album.pictures, album.collages)).encode()).hexdigest()
+    assert done.stdout.strip() == here

@@ -94,9 +94,9 @@ def test_links_that_form_a_loop_do_not_trap_the_reader_of_a_folder(tmp_path):
 
 @pytest.mark.skipif(sys.platform != "linux", reason="file names are Unicode elsewhere")
 def test_a_file_name_that_is_not_utf8_gives_an_id_that_can_be_written(tmp_path):
-    folder = os.fsencode(tmp_path) + b"/t\xfcr"
-    os.mkdir(folder)
-    Path(os.fsdecode(folder + b"/gr\xfcn.png")).write_bytes(b"x")
+    folder = Path(os.fsdecode(os.fsencode(tmp_path) + b"/t\xfcr"))
+    folder.mkdir()
+    (folder / os.fsdecode(b"gr\xfcn.png")).write_bytes(b"x")
     (item,) = read_catalog(tmp_path)
     assert json.dumps([item.id, item.fields], ensure_ascii=False).encode()
     assert item.image is not None
@@ -170,7 +170,7 @@ def test_a_value_with_braces_is_not_a_template(tmp_path):
 
 @pytest.mark.parametrize("template", ["{title.__class__}", "{title[0]}", "{title.__init__.__globals__}", "{}", "{0}"])
 def test_a_template_reaches_columns_and_nothing_else(tmp_path, template):
-    with pytest.raises(CatalogError, match="unknown column .*; the columns are title, id"):
+    with pytest.raises(CatalogError, match=r"unknown column .*; the columns are title, id"):
         list(read_catalog(write(tmp_path / "a.csv", [{"title": "x", "id": "1"}]), text=template))
 
 
@@ -199,7 +199,7 @@ def test_an_unknown_column_lists_the_columns(tmp_path, kind, options):
 
 
 def test_a_catalogue_without_text_and_image_columns_says_how_to_name_them(tmp_path):
-    with pytest.raises(CatalogError, match="--image COLUMN, --text COLUMN.*the columns are title, photo"):
+    with pytest.raises(CatalogError, match=r"--image COLUMN, --text COLUMN.*the columns are title, photo"):
         list(read_catalog(write(tmp_path / "a.csv", [{"title": "x", "photo": "y"}])))
 
 

@@ -11,6 +11,7 @@ from fanoise.errors import CatalogError, ConfigError
 from trainer.batches import StepBatches, load_plan
 from trainer.config import DataConfig, ModelConfig, RunConfig
 from trainer.mmeb import eval_name, is_mmeb_train, read_mmeb_train
+from trainer.pairs import valid_answers
 
 FILE = "original-00000-of-00001.parquet"
 ROW = {
@@ -40,7 +41,7 @@ def config(benchmark: Path, *sets: str, base: str = "unused", **data) -> RunConf
     files = [str(benchmark / "train" / name / FILE) for name in sets]
     return RunConfig(
         model=ModelConfig(base=base),
-        data=DataConfig(pairs=files, **{"images": str(benchmark / "images"), **data}),
+        data=DataConfig(**{"pairs": files, "images": str(benchmark / "images"), **data}),
         output_dir=Path("unused"),
         max_steps=4,
         batch_size=6,
@@ -173,19 +174,16 @@ def test_equal_labels_never_count_as_negatives_of_each_other(benchmark):
     plan = load_plan(config(benchmark, "Pages"))
     pairs = plan.pairs(1)
     labels = np.array([pair.positive.text for pair in pairs])
-    from trainer.pairs import valid_answers
-
     expected = (labels[:, None] == labels[None, :]) & ~np.eye(6, dtype=bool)
     assert expected.any()
     assert np.array_equal(valid_answers(pairs), expected)
 
 
 def test_mmeb_files_and_own_pairs_can_be_mixed(benchmark, toy_pairs):
-    settings = config(benchmark, "Shop_13")
-    settings.data.pairs.append(str(toy_pairs))
-    plan = load_plan(settings)
-    ids = [plan.pairs(step)[0].query.id for step in range(1, 5)]
-    assert any(name.startswith("pairs.jsonl") for name in ids)
+    files = [str(benchmark / "train/Shop_13" / FILE), str(toy_pairs)]
+    plan = load_plan(config(benchmark, pairs=files, weights=[1, 1]))
+    names = {plan.pairs(step)[0].query.id.split(":")[0] for step in range(1, 5)}
+    assert names == {f"Shop_13/{FILE}", "pairs.jsonl"}
 
 
 def test_a_missing_image_root_is_named_before_anything_is_read(benchmark):
