@@ -162,8 +162,10 @@ def ship(run: Path, target: Path) -> None:
     embedder = Embedder.from_pretrained(run, device="cpu", dtype=torch.float16)
     with staged_directory(target) as staging:
         embedder.save_pretrained(staging)
-        for name in ("config.yaml", "README.md"):
-            shutil.copy(run / name, staging / f"{'training.yaml' if name == 'config.yaml' else name}")
+        shutil.copy(run / "config.yaml", staging / "training.yaml")
+        card = (run / "README.md").read_text()
+        card = card.replace(f"# {run.name}\n", "# The demo's base\n").replace(f'"{run.name}"', f'"{CHECKPOINT}"')
+        (staging / "README.md").write_text(card)
         _thin_log(run / "metrics.jsonl", staging / "training.csv")
 
 

@@ -118,20 +118,9 @@ def _read_jsonl(path: Path) -> Iterator[dict[str, Any]]:
                 raise CatalogError(f"{path}: line {number}: not JSON ({error.msg} at column {error.colno})") from None
             except (ValueError, RecursionError) as error:  # a number of thousands of digits, brackets without end
                 raise CatalogError(f"{path}: line {number}: not usable JSON ({error})") from None
-            if "\\u" in line and _has_lone_surrogate(row):
-                raise CatalogError(f"{path}: line {number}: half a character (\\ud800 to \\udfff without its pair)")
             if not isinstance(row, dict):
                 raise CatalogError(f"{path}: line {number}: expected an object, got {type(row).__name__}")
             yield row
-
-
-def _has_lone_surrogate(value: object) -> bool:
-    """Such text can neither be written as UTF-8 nor be tokenized."""
-    try:
-        json.dumps(value, ensure_ascii=False).encode()
-    except UnicodeEncodeError:
-        return True
-    return False
 
 
 def _read_parquet(path: Path) -> Iterator[dict[str, Any]]:
@@ -153,13 +142,8 @@ def _read_folder(path: Path) -> Iterator[Item]:
         raise CatalogError(f"{path}: no images found; expected {', '.join(sorted(IMAGE_SUFFIXES))} files")
     for file in files:
         relative = file.relative_to(path)
-        fields = {"category": _printable(relative.parent.as_posix())} if relative.parent != Path() else {}
-        yield Item(id=_printable(relative.as_posix()), image=file, fields=fields)
-
-
-def _printable(name: str) -> str:
-    """File names may be any bytes; those that are not UTF-8 would fail wherever an id is written."""
-    return name.encode("utf-8", "backslashreplace").decode()
+        fields = {"category": relative.parent.as_posix()} if relative.parent != Path() else {}
+        yield Item(id=relative.as_posix(), image=file, fields=fields)
 
 
 def _template_columns(template: str) -> list[str]:

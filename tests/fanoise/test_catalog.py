@@ -93,12 +93,12 @@ def test_links_that_form_a_loop_do_not_trap_the_reader_of_a_folder(tmp_path):
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="file names are Unicode elsewhere")
-def test_a_file_name_that_is_not_utf8_gives_an_id_that_can_be_written(tmp_path):
+def test_an_image_with_a_name_that_is_not_utf8_is_found_and_can_be_opened(tmp_path):
     folder = Path(os.fsdecode(os.fsencode(tmp_path) + b"/t\xfcr"))
     folder.mkdir()
     (folder / os.fsdecode(b"gr\xfcn.png")).write_bytes(b"x")
     (item,) = read_catalog(tmp_path)
-    assert json.dumps([item.id, item.fields], ensure_ascii=False).encode()
+    assert os.fsencode(item.id) == b"t\xfcr/gr\xfcn.png"
     assert item.image is not None
     assert Path(item.image).read_bytes() == b"x"
 
@@ -258,8 +258,6 @@ def test_a_quote_that_never_ends_is_named_by_its_line(tmp_path, content):
         ("null", "expected an object, got NoneType"),
         ("[" * 100_000, "not usable JSON"),
         ('{"text": ' + "1" * 5000 + "}", "not usable JSON"),
-        (r'{"text": "\ud83d alone"}', "half a character"),
-        (r'{"text": "b", "more": [{"\udc00": 1}]}', "half a character"),
     ],
 )
 def test_a_broken_json_line_is_named_by_its_number(tmp_path, line, reason):
@@ -268,8 +266,9 @@ def test_a_broken_json_line_is_named_by_its_number(tmp_path, line, reason):
         list(read_catalog(path))
 
 
-def test_an_escaped_emoji_is_one_character(tmp_path):
-    assert next(read_catalog(raw(tmp_path / "a.jsonl", r'{"text": "\ud83d\ude00"}'))).text == "😀"
+def test_an_escaped_emoji_is_one_character_and_half_of_one_is_not_fatal(tmp_path):
+    path = raw(tmp_path / "a.jsonl", r'{"text": "\ud83d\ude00"}' + "\n" + r'{"text": "\ud83d"}' + "\n")
+    assert [item.text for item in read_catalog(path)] == ["😀", "\ud83d"]
 
 
 @pytest.mark.parametrize("name", ["a.csv", "a.jsonl"])
