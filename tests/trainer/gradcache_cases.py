@@ -69,7 +69,7 @@ def run(name: str, case: dict[str, Any], device: torch.device) -> None:
         negative_owner=gather_rows(torch.tensor(owners, dtype=torch.long)),
         rows_per_process=tuple(len(part) for part in case["split"]) if world_size() > 1 else (10,),
     )
-    objective = Objective(config.noise, temperature=0.2, seed=3)
+    objective = Objective(config.noise, temperature=0.4, seed=3)
 
     def loss_of(gathered: dict[str, torch.Tensor]) -> torch.Tensor:
         item = (

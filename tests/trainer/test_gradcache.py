@@ -11,6 +11,10 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from fanoise.noise import NoiseConfig
+from trainer.gradcache import gradcache_backward
+from trainer.objective import Labels, Objective
+
 ROOT = Path(__file__).parents[2]
 EVEN = [[0, 1, 2, 3, 4], [5, 6, 7, 8, 9]]
 UNEVEN = [[0, 1, 2, 3, 4, 5, 6], [7, 8, 9]]
@@ -64,23 +68,20 @@ def _launch(processes: int, cases: dict[str, Any]) -> None:
     assert done.returncode == 0, done.stderr[-3000:]
 
 
-def relative_error(found: Gradients, expected: Gradients) -> float:
-    """Norm of the difference of all gradients over their norm. Parameters the loss never reached have none, or zero."""
+def largest_error(found: Gradients, expected: Gradients) -> float:
+    """Over all entries. Parameters the loss never reached have no gradient, or a zero one."""
     assert expected.keys() <= found.keys()
-    names = [name for name in found if name != "loss"]
-    reference = {name: expected.get(name, torch.zeros_like(found[name])) for name in names}
-    norm = sum(float(value.double().square().sum()) for value in reference.values()) ** 0.5
-    assert norm > 0.1, "nothing to compare"
-    return sum(float((found[n].double() - reference[n].double()).square().sum()) for n in names) ** 0.5 / norm
+    return max(float((value - expected.get(name, torch.zeros(()))).abs().max()) for name, value in found.items())
 
 
 def assert_equal(found: Gradients, expected: Gradients) -> None:
-    assert abs(float(found["loss"] - expected["loss"])) < 1e-6 * float(expected["loss"])
-    assert relative_error(found, expected) < 1e-6
+    """To 1e-6 where the largest gradient is around 1: what float32 can give, whatever the order of its sums."""
+    assert 0.1 < max(float(value.abs().max()) for name, value in expected.items() if name != "loss") < 3
+    assert largest_error(found, expected) < 1e-6
 
 
 def test_noise_changes_the_gradients_that_are_compared(results):
-    assert relative_error(results["plain, no noise"], results["plain"]) > 1e-2
+    assert largest_error(results["plain, no noise"], results["plain"]) > 1e-2
 
 
 @pytest.mark.parametrize("case", ["chunks of 1", "chunks of 3", "one chunk"])
@@ -99,3 +100,46 @@ def test_training_every_parameter_is_exact_too(results):
 
 def test_mined_negatives_on_some_rows_are_exact_over_processes(results):
     assert_equal(results["negatives"], results["plain, negatives"])
+
+
+class PlainEngine:
+    """What `gradcache_backward` needs of a DeepSpeed engine, in any precision."""
+
+    def __init__(self, module: torch.nn.Module) -> None:
+        self.module = module
+
+    def __call__(self, batch: dict[str, torch.Tensor]) -> torch.Tensor:
+        return self.module(batch)
+
+    def set_gradient_accumulation_boundary(self, is_boundary: bool) -> None:
+        pass
+
+    def backward(self, loss: torch.Tensor, scale_wrt_gas: bool) -> None:
+        loss.backward()
+
+
+class Tower(torch.nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers = torch.nn.Sequential(torch.nn.Linear(5, 16), torch.nn.Tanh(), torch.nn.Linear(16, 8)).double()
+
+    def forward(self, batch: dict[str, torch.Tensor]) -> torch.Tensor:
+        return torch.nn.functional.normalize(self.layers(batch["x"]), dim=-1)
+
+
+@pytest.mark.parametrize("chunk_size", [1, 3, 8])
+def test_gradients_are_exact_to_float64_at_the_papers_temperature(chunk_size):
+    """Float32 rounding hides what is below 1e-6; here nothing does."""
+    torch.manual_seed(0)
+    tower, x, y = Tower(), torch.randn(8, 5).double(), torch.randn(8, 5).double()
+    objective = Objective(NoiseConfig(strength=0.5), temperature=0.02, seed=1)
+    labels = Labels(torch.zeros(8, 8, dtype=torch.bool), torch.zeros(0, dtype=torch.long), (8,))
+    objective.loss(tower({"x": x}), tower({"x": y}), labels, step=1).backward()
+    expected = [parameter.grad.clone() for parameter in tower.parameters()]
+    tower.zero_grad()
+    sides = {name: [{"x": part} for part in rows.split(chunk_size)] for name, rows in (("query", x), ("positive", y))}
+    gradcache_backward(
+        PlainEngine(tower), sides, lambda found: objective.loss(found["query"], found["positive"], labels, step=1)
+    )
+    for parameter, gradient in zip(tower.parameters(), expected, strict=True):
+        assert torch.allclose(parameter.grad, gradient, rtol=1e-11, atol=1e-11)
