@@ -14,10 +14,10 @@ BIN := $(VENV)/bin
 .PHONY: help demo test check format clean
 
 help:
-	@sed -n 's/^# //p' Makefile
+	@sed -n '1,/^$$/s/^# //p' Makefile
 
 demo: $(VENV)/.installed
-	$(BIN)/python -m demo tour --serve $(SERVE) --port $(PORT) $(if $(BASE),--base $(BASE))
+	$(BIN)/python -m demo tour --serve $(SERVE) --port $(PORT) $(if $(BASE),--base "$(BASE)")
 
 test: check
 	$(BIN)/python -m pytest
@@ -44,4 +44,4 @@ $(VENV)/.installed-dev: $(VENV)/.installed requirements-dev.txt
 	touch $@
 
 clean:
-	rm -rf $(VENV) runs
+	rm -rf $(VENV) runs/demo

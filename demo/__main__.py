@@ -15,7 +15,7 @@ examples:
   python -m demo tour --serve false             stop before the page; the report is in runs/demo/report.json
   python -m demo tour --base Qwen/Qwen2-VL-2B-Instruct
   python -m demo seeds --count 5                repeat both arms over seeds, write demo/results.json (about 25 minutes)
-  python -m demo base                           train demo/checkpoint again from nothing (about 30 minutes)
+  python -m demo base                           train demo/checkpoint again from nothing (about 45 minutes)
 
 Calling a command again goes on where it stopped.
 """
@@ -35,7 +35,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     tour.add_argument("--port", type=int, default=7860, help="port of the page (default: %(default)s)")
     tour.add_argument("--host", default="127.0.0.1", help="address of the page (default: %(default)s)")
     seeds = commands.add_parser("seeds", help="both arms over several seeds, for the seed-to-seed spread")
-    seeds.add_argument("--count", type=int, default=5, help="number of seeds (default: %(default)s)")
+    seeds.add_argument("--count", type=_at_least_two, default=5, help="number of seeds (default: %(default)s)")
     category = commands.add_parser("category", help="training pairs and queries for photos with a category and a split")
     category.add_argument("--catalog", required=True, help="catalogue with the fields category and split")
     category.add_argument("--out", required=True, help="folder to write, runs/category/task for the recipe as it is")
@@ -84,6 +84,12 @@ def _tour(options: argparse.Namespace) -> int:
         ]
     sys.stdout.flush()
     os.execv(sys.executable, [sys.executable, "-m", "app", *arguments])
+
+
+def _at_least_two(value: str) -> int:
+    if not value.isdecimal() or int(value) < 2:
+        raise argparse.ArgumentTypeError(f"must be a number >= 2, to have a spread; got {value!r}")
+    return int(value)
 
 
 def _boolean(value: str) -> bool:

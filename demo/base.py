@@ -165,6 +165,9 @@ def ship(run: Path, target: Path) -> None:
         shutil.copy(run / "config.yaml", staging / "training.yaml")
         card = (run / "README.md").read_text()
         card = card.replace(f"# {run.name}\n", "# The demo's base\n").replace(f'"{run.name}"', f'"{CHECKPOINT}"')
+        card = card.replace(
+            "`config.yaml`, every step in `metrics.jsonl`", "`training.yaml`, the log in `training.csv`"
+        )
         (staging / "README.md").write_text(card)
         _thin_log(run / "metrics.jsonl", staging / "training.csv")
 

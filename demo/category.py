@@ -39,11 +39,13 @@ def make_category_task(
         for name in (category, "split"):
             if item.fields.get(name) is None:
                 raise CatalogError(f"{catalog}: item {item.id!r} has no {name}; every row needs one")
+        if item.image is None:
+            raise CatalogError(f"{catalog}: item {item.id!r} has no image; every row needs one")
         by_split[str(item.fields["split"])].append(item)
     for split in (train, test):
         if split not in by_split:
             raise CatalogError(f"{catalog}: no rows with split={split}; there are {', '.join(sorted(by_split))}")
-    names = sorted({str(item.fields[category]) for item in by_split[train]})
+    names = sorted({str(item.fields[category]) for split in (train, test) for item in by_split[split]})
     photos: dict[str, list[str]] = defaultdict(list)
     for item in by_split[test]:
         photos[str(item.fields[category])].append(item.id)
@@ -51,7 +53,8 @@ def make_category_task(
     with staged_directory(out) as staging:
 
         def image(item: Item) -> str:
-            return Path(os.path.relpath(str(item.image), out.absolute())).as_posix()
+            # ".." is followed on the disk, so both ends must be free of links
+            return Path(os.path.relpath(Path(str(item.image)).resolve(), out.resolve())).as_posix()
 
         pairs: list[dict[str, Any]] = []
         for number, item in enumerate(by_split[train]):

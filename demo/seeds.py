@@ -15,17 +15,24 @@ from demo.tour import RECIPE, RESULTS, Tour, table
 from fanoise.storage import write_atomic
 
 FIRST_SEED = 42
+FOLDER = Path("runs/seeds")
 
 
 def run_seeds(count: int, *, out: Path = RESULTS) -> dict[str, Any]:
-    """Tour each of `count` seeds under `runs/seeds/` and write the R@1 of both arms per query set and seed."""
+    """Tour each of `count` seeds under `FOLDER` and write the R@1 of both arms per query set and seed."""
     reports, seconds = [], []
     for seed in range(FIRST_SEED, FIRST_SEED + count):
         before = time.perf_counter()
         print(f"seed {seed}", flush=True)
-        reports.append(Tour(Path("runs/seeds") / str(seed), seed=seed).run())
+        reports.append(Tour(FOLDER / str(seed), seed=seed).run())
         seconds.append(round(time.perf_counter() - before))
         print(table(reports[-1]), flush=True)
+    return write_results(reports, out, seconds=seconds)
+
+
+def write_results(reports: Sequence[dict[str, Any]], out: Path, *, seconds: Sequence[int]) -> dict[str, Any]:
+    """Collect the reports of seeds 42, 43, … into one file."""
+    count = len(reports)
     results = {
         "command": f"python -m demo seeds --count {count}",
         "recipe": str(RECIPE),
@@ -34,7 +41,7 @@ def run_seeds(count: int, *, out: Path = RESULTS) -> dict[str, Any]:
         "commit": _commit(),
         "date": datetime.now(UTC).date().isoformat(),
         "hardware": f"{torch.get_num_threads()} CPU threads, {platform.machine()}",
-        "seconds_per_seed": seconds,
+        "seconds_per_seed": list(seconds),
         "sets": _by_set(reports),
     }
     write_atomic(out, json.dumps(results, indent=2, ensure_ascii=False) + "\n")

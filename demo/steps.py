@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 from fanoise.storage import sha256_file, write_atomic
@@ -15,17 +15,19 @@ class Steps:
         self._file = file
         self._done: dict[str, str] = json.loads(file.read_text()) if file.exists() else {}
 
-    def run(self, name: str, inputs: Iterable[Path | str], output: Path, action: Callable[[], object]) -> bool:
-        """Run `action` unless the step was finished with these inputs and its output is still there.
+    def run(
+        self, name: str, inputs: Iterable[Path | str], outputs: Sequence[Path], action: Callable[[], object]
+    ) -> bool:
+        """Run `action` unless the step was finished with these inputs and its outputs are still there.
 
         Args:
             inputs: files, by content, and plain strings.
         Returns: whether it ran.
         """
         digest = digest_of(inputs)
-        if self._done.get(name) == digest and output.exists():
+        if self._done.get(name) == digest and all(output.exists() for output in outputs):
             return False
-        self._set(name, None)  # from here on the output is not that of the recorded inputs
+        self._set(name, None)  # from here on the outputs are not those of the recorded inputs
         action()
         self._set(name, digest)
         return True

@@ -3,13 +3,16 @@
 Both arms share base, seed, data order and every setting but the noise.
 """
 
+import ctypes
 import json
 import os
 import shutil
+import signal
 import statistics
 import subprocess
 import sys
-from collections.abc import Iterable
+import time
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -27,6 +30,7 @@ DATA = Path("runs/demo/data")
 RESULTS = Path("demo/results.json")
 ARMS = ("baseline", "fanoise")
 METRIC = "R@1"
+_PR_SET_PDEATHSIG = 1
 
 
 @dataclass(frozen=True)
@@ -67,15 +71,14 @@ class Tour:
         self.root.mkdir(parents=True, exist_ok=True)
         steps = Steps(self.root / "steps.json")
         self._draw()
-        for arm in ARMS:
-            self._train(steps, arm)
+        self._train(steps)
         for arm in ARMS:
             self._index_and_evaluate(steps, arm)
-        steps.run("report", self._result_files(), self.root / "report.json", self._write_report)
+        steps.run("report", self._result_files(), [self.root / "report.json"], self._write_report)
         return json.loads((self.root / "report.json").read_text())
 
     def write_examples(self, file: Path) -> None:
-        """Queries to click on the page: the first of each set, photos included."""
+        """Queries to click on the page: up to two of each set, photos included."""
         examples: dict[str, list[dict[str, str]]] = {"products": [], "documents": []}
         for query_set in QUERY_SETS:
             rows = [json.loads(line) for line in self.queries(query_set).read_text().splitlines()]
@@ -110,35 +113,38 @@ class Tour:
         ):
             folder = self.data / name
             action = partial(make, folder, size=size, progress=self.progress)
-            steps.run(f"draw {name}", [str(catalogs.VERSION), str(size)], folder / "catalog.csv", action)
+            steps.run(f"draw {name}", [str(catalogs.VERSION), str(size)], [folder / "catalog.csv"], action)
 
-    def _train(self, steps: Steps, arm: str) -> None:
-        run = self.root / arm
-        options = {"output_dir": run, "resume": "auto"}
+    def _drawn(self) -> list[str]:
+        """What decides the pictures, which the tables only name."""
+        return [str(catalogs.VERSION), str(self.products), str(self.documents)]
+
+    def _train(self, steps: Steps) -> None:
+        inputs: list[Path | str] = [self.recipe, *self._pair_files(), *_weight_files(self._base())]
+        inputs += [str(self.base), str(self.seed), *self._drawn()]
+        started = self.root / "training.started"
+        digest = digest_of(inputs)
+
+        def train() -> None:
+            # killed runs go on only from the same inputs; what else lies in their folders is of an older recipe
+            if not started.exists() or started.read_text() != digest:
+                for arm in ARMS:
+                    shutil.rmtree(self.root / arm, ignore_errors=True)
+                write_atomic(started, digest)
+            _run_all([self._training_command(arm) for arm in ARMS])
+
+        steps.run("train", inputs, [self.root / arm / "embedder.json" for arm in ARMS], train)
+
+    def _training_command(self, arm: str) -> list[str]:
+        options: dict[str, Any] = {"output_dir": self.root / arm, "resume": "auto"}
         if arm == "baseline":
             options["noise.strength"] = 0
         if self.seed is not None:
             options["seed"] = self.seed
         if self.base is not None:  # a real VLM wants a gentler rate, and does not fit a whole batch at once
             options |= {"model.base": self.base, "optimizer.lr": 1e-4, "chunk_size": 8}
-        inputs: list[Path | str] = [
-            self.recipe,
-            *self._pair_files(),
-            *_weight_files(self._base()),
-            str(self.base),
-            str(self.seed),
-        ]
-        started = self.root / f"{arm}.started"
-        digest = digest_of(inputs)
-
-        def train() -> None:
-            # a killed run goes on only from the same inputs; what else lies in its folder is of an older recipe
-            if not started.exists() or started.read_text() != digest:
-                shutil.rmtree(run, ignore_errors=True)
-                write_atomic(started, digest)
-            _call("trainer", "--config", str(self.recipe), *(f"--{name}={value}" for name, value in options.items()))
-
-        steps.run(f"train {arm}", inputs, run / "embedder.json", train)
+        arguments = [f"--{name}={value}" for name, value in options.items()]
+        return [sys.executable, "-m", "trainer", "--config", str(self.recipe), *arguments]
 
     def _base(self) -> str:
         return self.base or self._settings()["model"]["base"]
@@ -188,8 +194,8 @@ class Tour:
             target = self.index(catalog, arm)
             steps.run(
                 f"index {catalog} {arm}",
-                [*weights, self.data / catalog / "catalog.csv"],
-                target / "manifest.json",
+                [*weights, self.data / catalog / "catalog.csv", *self._drawn()],
+                [target / "manifest.json"],
                 partial(build, catalog),
             )
         for query_set in QUERY_SETS:
@@ -198,7 +204,7 @@ class Tour:
             steps.run(
                 f"evaluate {query_set.catalog} {query_set.name} {arm}",
                 [manifest, self.queries(query_set)],
-                result,
+                [result],
                 partial(evaluate, query_set),
             )
 
@@ -265,7 +271,7 @@ def _seed_spread(query_set: QuerySet) -> dict[str, Any]:
     if not RESULTS.exists():
         return {}
     for row in json.loads(RESULTS.read_text())["sets"]:
-        if (row["catalog"], row["name"]) == (query_set.catalog, query_set.label):
+        if (row["catalog"], row["name"]) == (query_set.catalog, query_set.label) and len(row["baseline"]) > 1:
             return {"spread": statistics.stdev(row["baseline"]), "seeds": len(row["baseline"])}
     return {}
 
@@ -274,7 +280,40 @@ def _weight_files(folder: str | Path) -> Iterable[Path]:
     return sorted(Path(folder).glob("*.safetensors"))
 
 
-def _call(room: str, *arguments: str) -> None:
-    done = subprocess.run([sys.executable, "-m", room, *arguments])
-    if done.returncode:
-        raise FANoiseError(f"`python -m {room}` stopped with status {done.returncode}; see its message above")
+def _run_all(commands: Sequence[list[str]]) -> None:
+    """Run the commands: beside each other on a CPU, where small models do not fill the cores, else in turn.
+
+    Raises: FANoiseError if one fails; the others are then stopped.
+    """
+    import torch
+
+    together = 1 if torch.cuda.is_available() else len(commands)
+    threads = max(1, (os.cpu_count() or 1) // together)
+    for start in range(0, len(commands), together):
+        running = [
+            # tqdm takes its line on the terminal from the environment
+            subprocess.Popen(
+                command,
+                env={"OMP_NUM_THREADS": str(threads), "TQDM_POSITION": str(position), **os.environ},
+                preexec_fn=_die_with_parent,
+            )
+            for position, command in enumerate(commands[start : start + together])
+        ]
+        try:
+            while any(process.poll() is None for process in running):
+                if failed := [process.returncode for process in running if process.returncode]:
+                    raise FANoiseError(f"training stopped with status {failed[0]}; see its message above")
+                time.sleep(0.1)
+        finally:
+            for process in running:
+                if process.poll() is None:
+                    process.terminate()
+                process.wait()
+        if failed := [process.returncode for process in running if process.returncode]:
+            raise FANoiseError(f"training stopped with status {failed[0]}; see its message above")
+
+
+def _die_with_parent() -> None:
+    """On Linux, end the child when this process is killed: two trainers must not meet in one folder."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)

@@ -72,11 +72,14 @@ class EmbeddingModel(nn.Module):
         self.model = backbone.model
         self._backbone = backbone
         self._pooling: Pooling = pooling
+        self.normalize = True
+        """False gives the pooled rows as they are, for a loss that perturbs them before it normalises."""
 
     def forward(self, batch: dict[str, Tensor]) -> Tensor:
         pooled = pool(self._backbone.forward(batch), batch["attention_mask"], self._pooling)
         # bfloat16 unit rows are off by up to 0.4 %, which temperature 0.02 turns into 0.2 logits
-        return F.normalize(pooled.to(torch.promote_types(pooled.dtype, torch.float32)), dim=-1)
+        pooled = pooled.to(torch.promote_types(pooled.dtype, torch.float32))
+        return F.normalize(pooled, dim=-1) if self.normalize else pooled
 
 
 class Embedder:

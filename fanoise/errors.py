@@ -48,11 +48,17 @@ class TrainingError(FANoiseError):
 
 @contextmanager
 def cli_errors() -> Iterator[None]:
-    """Turn a `FANoiseError` into one line on stderr and exit status 2, Ctrl-C into 130. For `__main__` modules."""
+    """Turn a `FANoiseError`, or a file the system refuses, into one line on stderr and status 2; Ctrl-C into 130."""
     try:
         yield
     except FANoiseError as error:
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+        raise SystemExit(2) from None
+    except OSError as error:  # a full disk, a folder without write permission
+        if error.filename is None and error.errno is None:
+            raise
+        where = f"{error.filename}: " if error.filename is not None else ""
+        print(f"error: {where}{error.strerror or error}", file=sys.stderr)
         raise SystemExit(2) from None
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)

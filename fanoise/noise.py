@@ -5,7 +5,7 @@ Letters: m rows of a batch, n embedding dimensions, k = min(m, n), r = numerical
 
 import math
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, get_args
 
 import torch
 import torch.nn.functional as F
@@ -14,7 +14,10 @@ from torch import Tensor, nn
 from fanoise.errors import ConfigError
 
 Scaling = Literal["sublinear", "linear", "uniform", "isotropic", "shuffled"]
-SCALINGS: tuple[Scaling, ...] = ("sublinear", "linear", "uniform", "isotropic", "shuffled")
+SCALINGS: tuple[Scaling, ...] = get_args(Scaling)
+Features = Literal["normalized", "raw"]
+Sides = Literal["both", "query", "target"]
+SpectrumOf = Literal["global", "local"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,13 +31,13 @@ class NoiseConfig:
     energies on permuted directions)."""
     energy_matched: bool = False
     """Rescale S so that every scaling injects the energy of isotropic noise: the sum of S squared is n."""
-    features: Literal["normalized", "raw"] = "normalized"
+    features: Features = "normalized"
     """Whether rows are L2-normalised before the noise is added."""
     renormalize: bool = True
     """Whether rows are L2-normalised again afterwards; false is the setting of Eq. 5-8."""
-    sides: Literal["both", "query", "target"] = "both"
+    sides: Sides = "both"
     """Which side of the pairs is perturbed; each side has its own spectrum."""
-    spectrum: Literal["global", "local"] = "global"
+    spectrum: SpectrumOf = "global"
     """Whose singular values: of the batch gathered over all ranks, or of each rank's own rows."""
     warmup_steps: int = 0
     """Steps over which the strength rises linearly from 0; 0 keeps it constant."""
@@ -44,8 +47,10 @@ class NoiseConfig:
             raise ConfigError(
                 f"noise.strength must be a number >= 0, got {self.strength}; use 0 to train without noise"
             )
-        if self.scaling not in SCALINGS:
-            raise ConfigError(f"noise.scaling must be one of {', '.join(SCALINGS)}, got {self.scaling!r}")
+        choices = {"scaling": SCALINGS, "features": get_args(Features), "sides": get_args(Sides)}
+        for name, allowed in (choices | {"spectrum": get_args(SpectrumOf)}).items():
+            if getattr(self, name) not in allowed:
+                raise ConfigError(f"noise.{name} must be one of {', '.join(allowed)}, got {getattr(self, name)!r}")
         if self.warmup_steps < 0:
             raise ConfigError(f"noise.warmup_steps must be >= 0, got {self.warmup_steps}")
 
@@ -68,7 +73,7 @@ class FANoise(nn.Module):
         scaling: Scaling = "sublinear",
         *,
         energy_matched: bool = False,
-        features: Literal["normalized", "raw"] = "normalized",
+        features: Features = "normalized",
         renormalize: bool = True,
     ) -> None:
         super().__init__()
@@ -120,12 +125,15 @@ def decompose(x: Tensor) -> Spectrum:
 
     A Gram matrix squares the condition number, hence float64 throughout; what lies below the rounding of the input's
     own dtype (or of the squaring, for float64 input) is cut to rank. Any finite input is safe: one row, equal rows,
-    zeros.
+    zeros. Anything else gives NaN, never an error.
     """
     precision = torch.finfo(torch.float32 if x.dtype in (torch.bfloat16, torch.float16) else x.dtype).eps
     x = x.detach().double()
     rows = x.shape[0] <= x.shape[1]
-    eigenvalues, vectors = torch.linalg.eigh(x @ x.T if rows else x.T @ x)
+    gram = x @ x.T if rows else x.T @ x
+    if not torch.isfinite(gram).all():  # eigh would stop with a message of its own; so the loss shows it
+        return Spectrum(torch.full_like(gram[0], torch.nan), torch.full_like(gram, torch.nan), rows)
+    eigenvalues, vectors = torch.linalg.eigh(gram)
     sigma = eigenvalues.flip(0).clamp_min(0).sqrt()
     longest = max(x.shape)
     cut = max(longest * precision, math.sqrt(longest * torch.finfo(torch.float64).eps))

@@ -50,10 +50,7 @@ def staged_directory(target: Path) -> Iterator[Path]:
     staging.mkdir()
     try:
         yield staging
-        for path in sorted(staging.rglob("*")):
-            if path.is_file():
-                with path.open("rb") as file:
-                    os.fsync(file.fileno())
+        sync_files(staging)
         if target.exists():
             target.rename(previous)
         staging.rename(target)
@@ -85,6 +82,14 @@ def _is_running(process: int) -> bool:
     except PermissionError:
         pass
     return process != os.getpid()
+
+
+def sync_files(folder: Path) -> None:
+    """Wait until every file under `folder` is on the disk."""
+    for path in sorted(folder.rglob("*")):
+        if path.is_file():
+            with path.open("rb") as file:
+                os.fsync(file.fileno())
 
 
 def sha256_file(path: Path) -> str:

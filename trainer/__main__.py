@@ -29,7 +29,7 @@ def main(argv: list[str] | None = None) -> int:
         settle_accelerator()
         from trainer.train import train
 
-        config = RunConfig(**{key: value for key, value in vars(config).items()})
+        config = RunConfig(**vars(config))
         run = train(config)
         if os.environ.get("RANK", "0") == "0":
             print(f"finished: {run}")

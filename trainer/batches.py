@@ -138,6 +138,7 @@ def step_loader(batches: StepBatches, *, first_step: int, last_step: int, worker
         sampler=range(first_step, last_step + 1),
         num_workers=workers,
         prefetch_factor=4 if workers else None,
+        multiprocessing_context="fork" if workers else None,  # the embedder's processor need not be pickled
         worker_init_fn=_single_thread if workers else None,
     )
 

@@ -14,6 +14,7 @@ import torch.distributed as dist
 
 from fanoise.distributed import rank
 from fanoise.errors import ArtifactError, TrainingError
+from fanoise.storage import sync_files, write_atomic
 
 _FOLDER = "checkpoints"
 _NAME = re.compile(r"step_(\d+)")
@@ -30,11 +31,14 @@ def save_checkpoint(engine: Any, run: Path, step: int, *, keep: int) -> None:
         engine.save_checkpoint(
             str(folder), tag=partial, client_state={"step": step}, save_latest=False, exclude_frozen_parameters=True
         )
-    except OSError as error:
+        dist.barrier()
+        if rank() == 0:
+            sync_files(folder / partial)
+    except (OSError, RuntimeError) as error:  # torch.save reports a full disk as a RuntimeError
+        shutil.rmtree(folder / partial, ignore_errors=True)
         raise TrainingError(
             f"{folder}: the checkpoint of step {step} could not be written ({error}); older ones are intact"
         ) from error
-    dist.barrier()
     if rank() == 0:
         final = folder / f"step_{step}"
         shutil.rmtree(final, ignore_errors=True)
@@ -64,18 +68,18 @@ def load_newest_checkpoint(engine: Any, run: Path) -> int:
     return int(state["step"])
 
 
-def cut_metrics(file: Path, step: int) -> None:
-    """Drop lines of `metrics.jsonl` after `step`: the resumed run writes them again."""
+def cut_log(file: Path, step: int) -> None:
+    """Drop lines of a JSONL log after `step`: the resumed run writes them again."""
     if not file.exists():
         return
     kept = []
     for line in file.read_text().splitlines():
         try:
-            if json.loads(line)["step"] <= step:
+            if int(json.loads(line)["step"]) <= step:
                 kept.append(line + "\n")
         except ValueError:
             break  # the line that was being written when the run was killed
-    file.write_text("".join(kept))
+    write_atomic(file, "".join(kept))
 
 
 def _steps(run: Path) -> list[int]:

@@ -64,6 +64,10 @@ class DataConfig:
     workers: int = 1
     """Processes that prepare batches ahead; 0 prepares them in the training process."""
 
+    def __post_init__(self) -> None:
+        if self.workers < 0:
+            raise ConfigError(f"data.workers must be >= 0, got {self.workers}")
+
 
 @dataclass(frozen=True, kw_only=True)
 class OptimizerConfig:
@@ -81,8 +85,9 @@ class OptimizerConfig:
     def __post_init__(self) -> None:
         if not self.lr > 0:
             raise ConfigError(f"optimizer.lr must be > 0, got {self.lr}")
-        if self.warmup_steps < 0:
-            raise ConfigError(f"optimizer.warmup_steps must be >= 0, got {self.warmup_steps}")
+        for name in ("warmup_steps", "weight_decay", "max_grad_norm"):
+            if not getattr(self, name) >= 0:
+                raise ConfigError(f"optimizer.{name} must be >= 0, got {getattr(self, name)}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -99,7 +104,7 @@ class RunConfig:
     max_steps: int = 2000
     """Optimiser steps."""
     batch_size: int = 256
-    """Pairs a step, over all processes; results do not depend on how many share them."""
+    """Pairs a step, over all processes; results do not depend on how many share them, dropout masks apart."""
     chunk_size: int = 32
     """Rows that go through the model at once (GradCache); memory depends on this, results do not."""
     temperature: float = 0.02
@@ -107,7 +112,8 @@ class RunConfig:
     seed: int = 42
     """Seeds data order, adapters, dropout and noise."""
     zero_stage: Literal[0, 1, 2, 3] = 0
-    """DeepSpeed ZeRO stage: what is split over processes (1 optimiser, 2 and gradients, 3 and parameters)."""
+    """DeepSpeed ZeRO stage: what is split over processes (1 optimiser, 2 and gradients, 3 and parameters). In bf16 take
+    at least 1, on one process too: stage 0 adds up the chunks' gradients in bf16, the others in fp32."""
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     """Auto is bf16 on a CUDA device that has it, fp32 elsewhere."""
     save_every: int = 100
@@ -127,6 +133,8 @@ class RunConfig:
             raise ConfigError("batch_size must be >= 2: the other pairs of the batch are the negatives")
         if self.chunk_size > self.batch_size:
             raise ConfigError(f"chunk_size ({self.chunk_size}) must not be larger than batch_size ({self.batch_size})")
+        if not 0 <= self.seed < 2**32:
+            raise ConfigError(f"seed must lie in [0, 2^32), got {self.seed}")
         if not self.temperature > 0:
             raise ConfigError(f"temperature must be > 0, got {self.temperature}")
         if not self.data.pairs:

@@ -68,6 +68,9 @@ def _deepspeed_config(config: RunConfig) -> dict[str, Any]:
     }
     if "wandb" in monitors:
         monitors["wandb"] = {"enabled": True, "project": config.output_dir.name}
+    bf16 = resolve_dtype(config) is torch.bfloat16
+    if bf16 and config.zero_stage > 0:  # DeepSpeed would add up the chunks' gradients in bf16; stage 0 can only that
+        settings["data_types"] = {"grad_accum_dtype": "fp32"}
     return {
         **settings,
         **monitors,
@@ -75,7 +78,7 @@ def _deepspeed_config(config: RunConfig) -> dict[str, Any]:
         "train_micro_batch_size_per_gpu": 1,
         "gradient_accumulation_steps": 1,
         "gradient_clipping": config.optimizer.max_grad_norm,
-        "bf16": {"enabled": resolve_dtype(config) is torch.bfloat16},
+        "bf16": {"enabled": bf16},
         "zero_allow_untested_optimizer": True,
         "steps_per_print": 10**9,
     }

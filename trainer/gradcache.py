@@ -15,6 +15,8 @@ from fanoise.distributed import gather_rows, row_offset, world_size
 
 ModelBatch = dict[str, Tensor]
 LossFunction = Callable[[dict[str, Tensor]], Tensor]
+_IDLE = ""
+"""The side of a call that only keeps the processes in step; its gradient is zero."""
 
 
 def gradcache_backward(engine: Any, sides: dict[str, list[ModelBatch]], loss_of: LossFunction) -> Tensor:
@@ -28,17 +30,16 @@ def gradcache_backward(engine: Any, sides: dict[str, list[ModelBatch]], loss_of:
     Returns: the loss, detached.
     """
     calls = [(side, chunk) for side, chunks in sides.items() for chunk in chunks]
+    # ZeRO communicates in every call: all processes must make equally many, in the same order.
+    most_calls, most_chunks = _most(len(calls), max(len(chunks) for chunks in sides.values()), _device(calls[0][1]))
+    calls += [(_IDLE, calls[0][1])] * (most_calls - len(calls))
     # A single chunk's graph fits in memory as it is, and keeping it saves the second forward.
-    keep_graph = all(len(chunks) <= 1 for chunks in sides.values())
+    keep_graph = most_chunks <= 1
     states, outputs = [], []
     for _, chunk in calls:
         states.append(_rng_state())
         with torch.set_grad_enabled(keep_graph):
             outputs.append(engine(chunk))
-    idle_calls = _most_calls(len(calls), outputs[0].device) - len(calls)
-    for _ in range(idle_calls):  # ZeRO communicates in every call: all processes must make equally many
-        with torch.no_grad():
-            engine(calls[0][1])
 
     gathered, starts = {}, {}
     for side in sides:
@@ -57,26 +58,31 @@ def gradcache_backward(engine: Any, sides: dict[str, list[ModelBatch]], loss_of:
         else:
             _set_rng_state(states[number])  # the same dropout masks as in the first pass
             embeddings = engine(chunk)
-        start = starts[side]
-        starts[side] += embeddings.shape[0]
-        # DeepSpeed averages over processes, the loss does not: it is already that of the whole batch
-        gradient = gradients[side][start : starts[side]] * world_size()
+        if side == _IDLE:
+            gradient = torch.zeros_like(embeddings)
+        else:
+            start = starts[side]
+            starts[side] += embeddings.shape[0]
+            # DeepSpeed averages over processes, the loss does not: it is already that of the whole batch
+            gradient = gradients[side][start : starts[side]] * world_size()
         # Without the boundary, ZeRO 2 reduces after every chunk and is silently wrong.
-        engine.set_gradient_accumulation_boundary(number == len(calls) - 1 and idle_calls == 0)
+        engine.set_gradient_accumulation_boundary(number == len(calls) - 1)
         engine.backward((embeddings * gradient).sum(), scale_wrt_gas=False)
-    for number in range(idle_calls):
-        engine.set_gradient_accumulation_boundary(number == idle_calls - 1)
-        engine.backward((engine(calls[0][1]) * 0).sum(), scale_wrt_gas=False)
     _set_rng_state(after)
     return loss.detach()
 
 
-def _most_calls(calls: int, device: torch.device) -> int:
+def _most(calls: int, chunks: int, device: torch.device) -> tuple[int, int]:
+    """The largest of each over all processes."""
     if world_size() == 1:
-        return calls
-    most = torch.tensor([calls], device=device)
+        return calls, chunks
+    most = torch.tensor([calls, chunks], device=device)
     dist.all_reduce(most, op=dist.ReduceOp.MAX)
-    return int(most)
+    return int(most[0]), int(most[1])
+
+
+def _device(chunk: ModelBatch) -> torch.device:
+    return next(iter(chunk.values())).device
 
 
 def _rng_state() -> tuple[Tensor, ...]:

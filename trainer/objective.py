@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from fanoise.loss import info_nce
@@ -37,10 +38,13 @@ class Objective:
         )
 
     def loss(self, query: Tensor, item: Tensor, labels: Labels, *, step: int) -> Tensor:
-        """[G, D] queries and [G + mined negatives, D] items to a scalar; the positive of query i is item i."""
+        """[G, D] queries and [G + mined negatives, D] items to a scalar; the positive of query i is item i.
+
+        Rows have unit length, unless `features` is raw.
+        """
         rows = query.shape[0]
-        query = self._perturb(query, "query", labels.rows_per_process, step)
-        item = self._perturb(item, "target", labels.rows_per_process, step)
+        query = self._perturb(query, "query", labels, step)
+        item = self._perturb(item, "target", labels, step)
         negatives = mask = None
         if len(labels.negative_owner):
             negatives, mask = _by_owner(item[rows:], labels.negative_owner, rows)
@@ -63,15 +67,26 @@ class Objective:
             spectrum.sigma, embeddings.shape[1], self._config.scaling, energy_matched=self._config.energy_matched
         )
 
-    def _perturb(self, embeddings: Tensor, side: str, rows_per_process: tuple[int, ...], step: int) -> Tensor:
+    def _perturb(self, embeddings: Tensor, side: str, labels: Labels, step: int) -> Tensor:
         self._noise.strength = self._config.strength_at(step)
         if self._config.sides not in ("both", side) or self._noise.strength == 0:
-            return embeddings
+            return F.normalize(embeddings, dim=-1) if self._config.features == "raw" else embeddings
         generator = torch.Generator().manual_seed(_mix(self._seed, step, side))
         if self._config.spectrum == "global":
             return self._noise(embeddings, generator)
-        parts = embeddings.split([*rows_per_process, embeddings.shape[0] - sum(rows_per_process)])
-        return torch.cat([self._noise(part, generator) for part in parts if len(part)])
+        process = _process_of_rows(labels, embeddings.device)[: embeddings.shape[0]]
+        noisy = torch.empty_like(embeddings)
+        for number in range(len(labels.rows_per_process)):
+            rows = (process == number).nonzero()[:, 0]
+            noisy = noisy.index_copy(0, rows, self._noise(embeddings[rows], generator))
+        return noisy
+
+
+def _process_of_rows(labels: Labels, device: torch.device) -> Tensor:
+    """[G + mined negatives], which process each gathered row is from."""
+    counts = torch.tensor(labels.rows_per_process, device=device)
+    process = torch.arange(len(counts), device=device).repeat_interleave(counts)
+    return torch.cat([process, process[labels.negative_owner]])
 
 
 def _by_owner(rows: Tensor, owner: Tensor, count: int) -> tuple[Tensor, Tensor]:

@@ -1,5 +1,7 @@
 """The run folder: what is in it, in which state it is, and how its final files get there."""
 
+import fcntl
+import os
 import shutil
 from pathlib import Path
 from typing import Any
@@ -14,6 +16,7 @@ from trainer.config import RunConfig
 CONFIG_FILE = "config.yaml"
 METRICS_FILE = "metrics.jsonl"
 REJECTS_FILE = "rejects.jsonl"
+_LOCK = ".lock"
 # what may differ between the first part of a run and its continuation without changing a single loss
 _FREE_TO_CHANGE = {"resume", "output_dir", "save_every", "keep_checkpoints", "monitors", "chunk_size", "workers"}
 
@@ -40,8 +43,25 @@ def check_run_folder(config: RunConfig, resolved: dict[str, Any]) -> None:
                 f"output_dir {run} holds a run with other settings ({'; '.join(different[:4])}); "
                 "use those, or choose another --output_dir"
             )
-    elif run.exists() and any(run.iterdir()):
+    elif run.exists() and not run.is_dir():
+        raise ConfigError(f"output_dir {run} is not a folder; choose another --output_dir")
+    elif run.exists() and any(path.name != _LOCK for path in run.iterdir()):
         raise ConfigError(f"output_dir {run} is not empty and holds no run; choose another --output_dir")
+
+
+def lock_run_folder(run: Path) -> int:
+    """Make the folder and hold it until the descriptor is closed or this process ends, however it ends.
+
+    Raises: ConfigError when another process trains there.
+    """
+    run.mkdir(parents=True, exist_ok=True)
+    descriptor = os.open(run / _LOCK, os.O_RDWR | os.O_CREAT, 0o644)
+    try:
+        fcntl.lockf(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)  # flock's would live on in a killed run's data workers
+    except OSError:
+        os.close(descriptor)
+        raise ConfigError(f"output_dir {run} is in use by another training; wait for it, or stop it first") from None
+    return descriptor
 
 
 def write_config(run: Path, resolved: dict[str, Any]) -> None:

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 import torch.distributed as dist
+import torch.nn.functional as F
 from torch import Tensor
 from tqdm import tqdm
 
@@ -19,38 +20,59 @@ from fanoise.distributed import gather_rows, rank, world_size
 from fanoise.embedder import Embedder, EmbedderSpec, base_reference, read_spec, weights_digest
 from fanoise.errors import ArtifactError, ConfigError, TrainingError
 from fanoise.noise import noise_in_logits
-from trainer.batches import StepBatch, StepBatches, load_plan, step_loader
-from trainer.checkpoint import cut_metrics, load_newest_checkpoint, save_checkpoint
+from trainer.batches import BatchPlan, StepBatch, StepBatches, load_plan, step_loader
+from trainer.checkpoint import cut_log, load_newest_checkpoint, save_checkpoint
 from trainer.config import RunConfig
 from trainer.engine import init_process_group, make_engine, resolve_dtype
 from trainer.gradcache import gradcache_backward
 from trainer.model_card import model_card
 from trainer.objective import Labels, Objective
-from trainer.run_folder import METRICS_FILE, REJECTS_FILE, check_run_folder, is_finished, publish, write_config
+from trainer.run_folder import (
+    METRICS_FILE,
+    REJECTS_FILE,
+    check_run_folder,
+    is_finished,
+    lock_run_folder,
+    publish,
+    write_config,
+)
 
 
 def train(config: RunConfig) -> Path:
     """Train to `max_steps` and leave a finished run folder; returns it. The same on every process."""
     run = config.output_dir
+    check_run_folder(config, _plain(config))
     if config.resume == "auto" and is_finished(run):
         return run
     plan = load_plan(config)  # bad input is found before a weight is loaded
-    check_run_folder(config, _plain(config))
     device = init_process_group()
+    if world_size() > config.batch_size:
+        raise ConfigError(f"batch_size ({config.batch_size}) must be at least the number of processes ({world_size()})")
     torch.manual_seed(config.seed)
     embedder = build_embedder(config, device)
     dist.barrier()  # every process has checked the folder
-    if rank() == 0:
-        write_config(run, _plain(config))
-        print(_summary(config, embedder), file=sys.stderr)
-    dist.barrier()
+    lock = lock_run_folder(run) if rank() == 0 else None
+    try:
+        if rank() == 0:
+            write_config(run, _plain(config))
+            print(_summary(config, embedder), file=sys.stderr)
+        dist.barrier()
+        _train_in(run, config, plan, embedder, device)
+    finally:
+        if lock is not None:
+            os.close(lock)
+    return run
+
+
+def _train_in(run: Path, config: RunConfig, plan: BatchPlan, embedder: Embedder, device: torch.device) -> None:
     engine = make_engine(embedder.module, config)
     done = load_newest_checkpoint(engine, run) if config.resume == "auto" else 0
     objective = Objective(config.noise, temperature=config.temperature, seed=config.seed)
     batches = StepBatches(plan, embedder, config, rank=rank(), world_size=world_size())
     loader = step_loader(batches, first_step=done + 1, last_step=config.max_steps, workers=config.data.workers)
     if rank() == 0:
-        cut_metrics(run / METRICS_FILE, done)
+        for name in (METRICS_FILE, REJECTS_FILE):
+            cut_log(run / name, done)
     seconds = 0.0
     with _metrics_file(run, done) as metrics, _progress(config, done) as bar:
         before = time.perf_counter()
@@ -68,9 +90,9 @@ def train(config: RunConfig) -> Path:
                 if config.monitors:
                     engine.monitor.write_events([(f"train/{k}", v, batch.step) for k, v in row.items() if k != "step"])
             _note_rejects(run, batch)
-            if not math.isfinite(row["loss"]):
+            if not (math.isfinite(row["loss"]) and math.isfinite(row["grad_norm"])):
                 raise TrainingError(
-                    f"the loss of step {batch.step} is {row['loss']}; this step changed no weight, and the newest "
+                    f"step {batch.step} has loss {row['loss']} and gradient norm {row['grad_norm']}; the newest "
                     f"checkpoint is in {run / 'checkpoints'}; lower optimizer.lr or noise.strength"
                 )
             if batch.step % config.save_every == 0 and batch.step < config.max_steps:
@@ -82,7 +104,6 @@ def train(config: RunConfig) -> Path:
         publish(embedder, run, state_dict=state_dict, card=card)
     dist.barrier()
     engine.destroy()
-    return run
 
 
 def build_embedder(config: RunConfig, device: torch.device) -> Embedder:
@@ -98,9 +119,9 @@ def build_embedder(config: RunConfig, device: torch.device) -> Embedder:
             "query": inherited.prompts["query"] if model.query_prompt is None else model.query_prompt,
             "item": inherited.prompts["item"] if model.item_prompt is None else model.item_prompt,
         },
-        pooling=model.pooling or inherited.pooling,
-        max_pixels=model.max_pixels or inherited.max_pixels,
-        max_tokens=model.max_tokens or inherited.max_tokens,
+        pooling=inherited.pooling if model.pooling is None else model.pooling,
+        max_pixels=inherited.max_pixels if model.max_pixels is None else model.max_pixels,
+        max_tokens=inherited.max_tokens if model.max_tokens is None else model.max_tokens,
         noise={},
     )
     embedder = Embedder.from_pretrained(config.model.base, device="cpu", dtype=resolve_dtype(config))
@@ -114,6 +135,7 @@ def build_embedder(config: RunConfig, device: torch.device) -> Embedder:
         _add_lora(embedder, config)
     embedder = Embedder(embedder.backbone, spec, path=config.output_dir, device=str(device))
     embedder.module.train()
+    embedder.module.normalize = config.noise.features == "normalized"
     return embedder
 
 
@@ -143,7 +165,7 @@ def train_step(engine: Any, objective: Objective, batch: StepBatch, device: torc
     lr = engine.get_lr()[0]
     # DeepSpeed has the norm only under ZeRO; without it the gradients lie whole on every process
     norm = torch.nn.utils.get_total_norm([p.grad for p in engine.module.parameters() if p.grad is not None])
-    if torch.isfinite(loss):  # never update on a broken loss
+    if torch.isfinite(loss) and torch.isfinite(norm):  # never update on a broken loss
         engine.step()
     grad_norm = float(norm if engine.get_global_grad_norm() is None else engine.get_global_grad_norm())
     return {"step": batch.step, "loss": float(loss), "lr": lr, "grad_norm": grad_norm, **stats}
@@ -158,7 +180,7 @@ def _labels(batch: StepBatch, device: torch.device) -> Labels:
 
 
 def _similarities(query: Tensor, positive: Tensor, labels: Labels) -> dict[str, float]:
-    similarity = query.float() @ positive.float().T
+    similarity = F.normalize(query.float(), dim=-1) @ F.normalize(positive.float(), dim=-1).T
     other = ~labels.exclude
     other.fill_diagonal_(False)
     return {
@@ -190,8 +212,8 @@ def _gathered_state_dict(engine: Any, config: RunConfig) -> dict[str, Tensor] | 
 
     state = {}
     for name, parameter in engine.module.model.named_parameters():
-        with deepspeed.zero.GatheredParameters([parameter]):
-            if parameter.requires_grad or not config.lora.enabled:
+        if parameter.requires_grad or not config.lora.enabled:
+            with deepspeed.zero.GatheredParameters([parameter]):
                 state[name] = parameter.detach().cpu().clone()
     return state
 

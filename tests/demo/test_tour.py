@@ -1,15 +1,19 @@
 """The whole path, small: catalogues, two trainings, four indices, results, report."""
 
 import json
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import pytest
 import yaml
 
 from demo.catalogs import CatalogSize
-from demo.tour import ARMS, QUERY_SETS, Tour, table
+from demo.tour import ARMS, QUERY_SETS, Tour, _run_all, table
 from eval.result import Result
 from fanoise.embedder import Embedder
+from fanoise.errors import FANoiseError
 
 SIZE = CatalogSize(train=20, test=20, families=4, queries=8)
 
@@ -90,3 +94,31 @@ def test_examples_name_queries_and_photos_that_exist(tour, report):
     photos = [entry["image"] for entry in examples["products"] if "image" in entry]
     assert photos
     assert all((file.parent / photo).is_file() for photo in photos)
+
+
+def test_failed_training_stops_the_other_and_names_its_status():
+    before = time.monotonic()
+    with pytest.raises(FANoiseError, match="status 3"):
+        _run_all([[sys.executable, "-c", "raise SystemExit(3)"], [sys.executable, "-c", "import time; time.sleep(60)"]])
+    assert time.monotonic() - before < 30
+
+
+def test_children_end_when_the_tour_is_killed(tmp_path):
+    """SIGKILL gives it no chance to clean up, and two trainers in one folder would spoil each other's run."""
+    script = f"""
+import sys
+from demo.tour import _run_all
+child = "import os, time; open({str(tmp_path / "pid")!r}, 'w').write(str(os.getpid())); time.sleep(60)"
+_run_all([[sys.executable, "-c", child]])
+"""
+    parent = subprocess.Popen([sys.executable, "-c", script], cwd=Path(__file__).parents[2])
+    deadline = time.monotonic() + 60
+    while not ((tmp_path / "pid").exists() and (tmp_path / "pid").read_text()):
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    child = int((tmp_path / "pid").read_text())
+    parent.kill()
+    parent.wait()
+    while Path(f"/proc/{child}").exists():
+        assert time.monotonic() < deadline, "the child outlived its parent"
+        time.sleep(0.05)

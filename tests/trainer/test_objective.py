@@ -81,3 +81,27 @@ def test_mined_negatives_reach_their_owner_and_share_the_targets_spectrum():
         logits = query[row] @ item[[0, 1, 2, 3, *extra]].T / 0.1
         expected += float(F.cross_entropy(logits[None], torch.tensor([row]))) / 4
     assert float(found) == pytest.approx(expected, rel=1e-12)
+
+
+def test_local_spectrum_takes_a_process_positives_and_negatives_together():
+    query, item = rows(4, 0), rows(6, 1)  # rows 4 and 5 are negatives of queries 3 (second process) and 0 (first)
+    config = NoiseConfig(strength=0.3, sides="target", spectrum="local")
+    found = Objective(config, temperature=0.1, seed=5).loss(query, item, labels(4, owners=(3, 0), parts=(2, 2)), step=1)
+    generator = torch.Generator().manual_seed((5 << 21) + 2 + 1)
+    expected = item.clone()
+    for own in ([0, 1, 5], [2, 3, 4]):
+        noise = spectral_noise(item[own], generator=generator)
+        expected[own] = F.normalize(item[own] + 0.3 / math.sqrt(12) * noise, dim=-1)
+    negatives = torch.zeros(4, 1, 12, dtype=torch.float64)
+    negatives[3, 0], negatives[0, 0] = expected[4], expected[5]
+    mask = torch.tensor([[True], [False], [False], [True]])
+    reference = info_nce(query, expected[:4], temperature=0.1, negatives=negatives, negatives_mask=mask)
+    assert float(found) == pytest.approx(float(reference), rel=1e-12)
+
+
+def test_raw_features_are_perturbed_before_they_are_normalised():
+    query, item = 3 * rows(6, 0), 2 * rows(6, 1)
+    config = NoiseConfig(strength=0.3, features="raw", sides="query")
+    found = Objective(config, temperature=0.1, seed=5).loss(query, item, labels(6), step=7)
+    expected = info_nce(noisy(query, 5, 7, False), F.normalize(item, dim=-1), temperature=0.1)
+    assert float(found) == pytest.approx(float(expected), rel=1e-12)

@@ -16,6 +16,7 @@ from safetensors.numpy import load_file
 from fanoise.catalog import Item
 from fanoise.embedder import Embedder
 from trainer.__main__ import main
+from trainer.run_folder import lock_run_folder
 
 ROOT = Path(__file__).parents[2]
 
@@ -171,3 +172,12 @@ def test_every_recipe_parses():
         parser = ArgumentParser(exit_on_error=False)
         parser.add_class_arguments(RunConfig, as_group=False)
         parser.parse_object(yaml.safe_load(recipe.read_text()))
+
+
+def test_folder_in_which_another_process_trains_is_refused(tiny_base, toy_pairs, tmp_path, capsys):
+    descriptor = lock_run_folder(tmp_path / "run")
+    try:
+        message = refuse(options(tiny_base, toy_pairs, tmp_path / "run"), capsys)
+    finally:
+        os.close(descriptor)
+    assert "in use by another training" in message
