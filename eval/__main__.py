@@ -105,8 +105,9 @@ def _retrieval(arguments: argparse.Namespace) -> int:
     from eval.compare import align
     from eval.queries import read_queries
     from eval.result import check_result_path
+    from index.where import parse_where
 
-    where = _filters(arguments.where)
+    where = parse_where(arguments.where)
     out = check_result_path(arguments.out)
     read_queries(arguments.queries)  # a mistake in it should show before a model is loaded
 
@@ -141,20 +142,6 @@ def _compare(arguments: argparse.Namespace) -> int:
             print(f"warning: {warning}")
         print(comparison.verdict)
     return 0 if comparison.is_better else 1
-
-
-def _filters(pairs: Sequence[str]) -> dict[str, str]:
-    from fanoise.errors import InputError
-
-    where: dict[str, str] = {}
-    for pair in pairs:
-        name, separator, value = pair.partition("=")
-        if not (separator and name and value):
-            raise InputError(f"--where {pair!r}: must be FIELD=VALUE, as in --where category=shoes")
-        if name in where:
-            raise InputError(f"--where {name} is given twice ({where[name]!r} and {value!r}); give each field once")
-        where[name] = value
-    return where
 
 
 if __name__ == "__main__":

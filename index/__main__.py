@@ -13,6 +13,7 @@ from typing import NoReturn
 
 from fanoise.errors import InputError, cli_errors
 from fanoise.process import prepare_process
+from index.where import parse_where
 
 _EXIT_CODES = "exit status: 0 done; 1 it ran and the answer is no (verify found a fault); 2 bad input, said in one line"
 
@@ -182,19 +183,6 @@ def _run_verify(args: argparse.Namespace) -> int:
     else:
         print("\n".join(faults) if faults else f"{args.index} is sound")
     return 1 if faults else 0
-
-
-def parse_where(pairs: Sequence[str]) -> dict[str, str]:
-    """`["category=shoes"]` as a mapping; InputError for a pair without `=` or a field given twice."""
-    where: dict[str, str] = {}
-    for pair in pairs:
-        name, separator, value = pair.partition("=")
-        if not separator or not name:
-            raise InputError(f"--where {pair!r}: write it as FIELD=VALUE, for example category=shoes")
-        if name in where:
-            raise InputError(f"--where names {name!r} twice; give each field once")
-        where[name] = value
-    return where
 
 
 if __name__ == "__main__":
