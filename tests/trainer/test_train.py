@@ -175,9 +175,12 @@ def test_every_recipe_parses():
 
 
 def test_folder_in_which_another_process_trains_is_refused(tiny_base, toy_pairs, tmp_path, capsys):
-    descriptor = lock_run_folder(tmp_path / "run")
-    try:
-        message = refuse(options(tiny_base, toy_pairs, tmp_path / "run"), capsys)
-    finally:
-        os.close(descriptor)
-    assert "in use by another training" in message
+    run = tmp_path / "run"
+    script = "import pathlib, sys, time; from trainer.run_folder import lock_run_folder as lock; "
+    script += "lock(pathlib.Path(sys.argv[1])); print('held', flush=True); time.sleep(200)"
+    holder = subprocess.Popen([sys.executable, "-c", script, str(run)], cwd=ROOT, stdout=subprocess.PIPE, text=True)
+    with holder:
+        assert holder.stdout.readline() == "held\n"
+        assert "in use by another training" in refuse(options(tiny_base, toy_pairs, run), capsys)
+        holder.kill()
+    os.close(lock_run_folder(run))
