@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
 from functools import cached_property
@@ -263,7 +264,9 @@ def _load_adapter(folder: Path, spec: EmbedderSpec, dtype: torch.dtype, base: st
         )
     backbone = load_backbone(base, dtype=dtype, revision=spec.base_revision)
     try:
-        backbone.model = PeftModel.from_pretrained(backbone.model, folder).eval()
+        with warnings.catch_warnings():  # peft reads an attribute that transformers has renamed
+            warnings.filterwarnings("ignore", "`is_gradient_checkpointing`", FutureWarning)
+            backbone.model = PeftModel.from_pretrained(backbone.model, folder).eval()
     except (OSError, ValueError, TypeError, RuntimeError, SafetensorError) as error:
         raise ArtifactError(
             f"{folder}: the adapter is damaged or of another model ({str(error).splitlines()[0]}); train again"

@@ -131,6 +131,7 @@ def _run_build(args: argparse.Namespace) -> int:
     from index.report import describe_build
 
     start = time.perf_counter()
+    replaced = (args.out / "manifest.json").exists()
     manifest = build_index(
         Embedder.from_pretrained(args.embedder, device=args.device),
         args.catalog,
@@ -143,6 +144,8 @@ def _run_build(args: argparse.Namespace) -> int:
     )
     seconds = time.perf_counter() - start
     print(json.dumps(manifest.to_dict(), indent=2) if args.json else describe_build(args.out, manifest, seconds))
+    if replaced and not args.json:
+        print("The index that was there has been replaced.")
     return 0
 
 

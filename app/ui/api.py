@@ -44,6 +44,8 @@ def _where(category: str) -> dict[str, str] | None:
 def _read_image(image: str) -> bytes | None:
     if not image:
         return None
+    if not isinstance(image, str):  # the client's handle_file() sends an object, which could name a file of the server
+        raise ImageError("image must be base64 or a data: URL, not an uploaded file")
     encoded = image.partition(",")[2] if image.startswith("data:") else image
     if len(encoded) > MAX_IMAGE_BYTES * 4 // 3 + 4:
         raise ImageError(f"larger than {MAX_IMAGE_BYTES // 2**20} MB")

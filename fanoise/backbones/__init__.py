@@ -26,8 +26,10 @@ def load_backbone(path: str | Path, *, dtype: torch.dtype = torch.float32, revis
     try:
         config = transformers.AutoConfig.from_pretrained(path, **options)
     except (OSError, ValueError) as error:
+        # for what is no folder the hub's answer is about the spelling of repository names
+        reason = str(error).splitlines()[0] if Path(path).exists() else "no such folder, nor such a model on the hub"
         raise ArtifactError(
-            f"{path}: no model checkpoint can be loaded from there ({str(error).splitlines()[0]}); "
+            f"{path}: no model checkpoint can be loaded from there ({reason}); "
             "give a folder with config.json and *.safetensors, or a hub id"
         ) from None
     if config.model_type not in _BY_TYPE:
