@@ -143,3 +143,28 @@ def test_gradients_are_exact_to_float64_at_the_papers_temperature(chunk_size):
     )
     for parameter, gradient in zip(tower.parameters(), expected, strict=True):
         assert torch.allclose(parameter.grad, gradient, rtol=1e-11, atol=1e-11)
+
+
+def test_second_pass_repeats_the_dropout_masks_of_the_first():
+    """The oracle keeps the graph of the first pass: the same chunks, the same random state, one backward."""
+    torch.manual_seed(0)
+    tower, x, y = Tower(), torch.randn(8, 5).double(), torch.randn(8, 5).double()
+    tower.layers.insert(2, torch.nn.Dropout(0.5))
+    objective = Objective(NoiseConfig(strength=0.5), temperature=0.2, seed=1)
+    labels = Labels(torch.zeros(8, 8, dtype=torch.bool), torch.zeros(0, dtype=torch.long), (8,))
+    chunks = {name: [{"x": part} for part in rows.split(3)] for name, rows in (("query", x), ("positive", y))}
+
+    torch.manual_seed(7)
+    embedded = {name: torch.cat([tower(chunk) for chunk in parts]) for name, parts in chunks.items()}
+    objective.loss(embedded["query"], embedded["positive"], labels, step=1).backward()
+    expected = [parameter.grad.clone() for parameter in tower.parameters()]
+    after = torch.get_rng_state()
+
+    tower.zero_grad()
+    torch.manual_seed(7)
+    gradcache_backward(
+        PlainEngine(tower), chunks, lambda found: objective.loss(found["query"], found["positive"], labels, step=1)
+    )
+    for parameter, gradient in zip(tower.parameters(), expected, strict=True):
+        assert torch.allclose(parameter.grad, gradient, rtol=1e-11, atol=1e-11)
+    assert torch.equal(torch.get_rng_state(), after), "what comes later draws as if there had been one pass"
