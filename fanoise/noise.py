@@ -114,10 +114,6 @@ class Spectrum:
     vectors: Tensor
     rows: bool
 
-    @property
-    def rank(self) -> Tensor:
-        return (self.sigma > 0).sum()
-
 
 @torch.no_grad()
 def decompose(x: Tensor) -> Spectrum:

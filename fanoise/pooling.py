@@ -1,6 +1,6 @@
 """Hidden states to one vector per row: the only place that knows about padding side."""
 
-from typing import Literal
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor
@@ -8,7 +8,7 @@ from torch import Tensor
 from fanoise.errors import ConfigError
 
 Pooling = Literal["last", "mean"]
-POOLINGS: tuple[Pooling, ...] = ("last", "mean")
+POOLINGS: tuple[Pooling, ...] = get_args(Pooling)
 
 
 def pool(hidden_states: Tensor, attention_mask: Tensor, pooling: Pooling = "last") -> Tensor:

@@ -103,7 +103,7 @@ def test_counts_that_disagree_are_refused(built):
 
 def test_pickled_vectors_are_never_loaded(built):
     manifest = Manifest.read(built)
-    np.save(built / "vectors.npy", np.array([{"not": "numbers"}], dtype=object), allow_pickle=True)
+    np.save(built / "vectors.npy", np.array([{"not": "numbers"}], dtype=object))
     files = manifest.files | {"vectors.npy": FileRecord.of(built / "vectors.npy")}
     replace(manifest, files=files).write(built)
     with pytest.raises(ArtifactError, match=r"vectors\.npy cannot be read"):
