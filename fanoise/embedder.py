@@ -13,19 +13,22 @@ from typing import Any, Literal
 import numpy as np
 import torch
 import torch.nn.functional as F
+from PIL import Image
 from safetensors import SafetensorError
 from torch import Tensor, nn
 
-from fanoise.backbones import Backbone, Example, load_backbone
+from fanoise.backbones import Attention, Backbone, Example, load_backbone
 from fanoise.catalog import Item
 from fanoise.errors import ArtifactError, ConfigError
 from fanoise.images import open_image
-from fanoise.pooling import POOLINGS, Pooling, pool
+from fanoise.pooling import POOLINGS, Pooling, one_word_prompt
 from fanoise.storage import sha256_file, write_atomic
 
 Role = Literal["query", "item"]
 SPEC_FILE = "embedder.json"
 ADAPTER_FILE = "adapter_config.json"
+_KEEP = "keep_rows"
+"""Entry of a batch: bool [B], False for rows that only make every part of the model run."""
 _FORMAT_VERSION = 1
 
 
@@ -33,11 +36,10 @@ _FORMAT_VERSION = 1
 class EmbedderSpec:
     """How a checkpoint is used as an embedder: everything besides weights and processor that changes a vector."""
 
-    prompts: Mapping[str, str] = field(
-        default_factory=lambda: {"query": "Find the matching item: ", "item": "Represent this item: "}
-    )
-    """Instruction put before the content, per role."""
-    pooling: Pooling = "last"
+    prompts: Mapping[str, str] | None = None
+    """Instruction put before the content, per role; none takes the backbone's."""
+    pooling: Pooling | None = None
+    """How a row becomes a vector; none takes the backbone's first."""
     max_pixels: int | None = None
     """Larger images are resized down to this many pixels; none keeps the processor's own limit."""
     max_tokens: int = 512
@@ -51,13 +53,14 @@ class EmbedderSpec:
     """The noise trained with; for information, it never acts here."""
 
     def __post_init__(self) -> None:
-        if not isinstance(self.prompts, Mapping) or set(self.prompts) != {"query", "item"}:
-            raise ConfigError(f"prompts must have the keys query and item, got {', '.join(self.prompts) or 'none'}")
-        if not all(isinstance(prompt, str) for prompt in self.prompts.values()):
-            raise ConfigError(f"prompts must be text, got {dict(self.prompts)}")
+        if self.prompts is not None:
+            if not isinstance(self.prompts, Mapping) or set(self.prompts) != {"query", "item"}:
+                raise ConfigError(f"prompts must have the keys query and item, got {', '.join(self.prompts) or 'none'}")
+            if not all(isinstance(prompt, str) for prompt in self.prompts.values()):
+                raise ConfigError(f"prompts must be text, got {dict(self.prompts)}")
         if not isinstance(self.noise, Mapping):
             raise ConfigError(f"noise must map settings to values, got {self.noise!r}")
-        if self.pooling not in POOLINGS:
+        if self.pooling is not None and self.pooling not in POOLINGS:
             raise ConfigError(f"pooling must be one of {', '.join(POOLINGS)}, got {self.pooling!r}")
         if self.max_pixels is not None and self.max_pixels < 28 * 28:
             raise ConfigError(f"max_pixels must be at least {28 * 28}, got {self.max_pixels}")
@@ -77,7 +80,9 @@ class EmbeddingModel(nn.Module):
         """False gives the pooled rows as they are, for a loss that perturbs them before it normalises."""
 
     def forward(self, batch: dict[str, Tensor]) -> Tensor:
-        pooled = pool(self._backbone.forward(batch), batch["attention_mask"], self._pooling)
+        keep = batch.get(_KEEP)
+        pooled = self._backbone.forward({name: value for name, value in batch.items() if name != _KEEP}, self._pooling)
+        pooled = pooled if keep is None else pooled[keep]
         # bfloat16 unit rows are off by up to 0.4 %, which temperature 0.02 turns into 0.2 logits
         pooled = pooled.to(torch.promote_types(pooled.dtype, torch.float32))
         return F.normalize(pooled, dim=-1) if self.normalize else pooled
@@ -87,10 +92,15 @@ class Embedder:
     """Text, images, or both, as unit vectors that are compared by their dot product."""
 
     def __init__(self, backbone: Backbone, spec: EmbedderSpec, *, path: str | Path, device: str | None = None) -> None:
+        pooling = spec.pooling or backbone.poolings[0]
+        if pooling not in backbone.poolings:
+            raise ConfigError(f"{path}: pooling must be one of {', '.join(backbone.poolings)}, got {pooling!r}")
         self.backbone = backbone
-        self.spec = spec
+        self.prompts = dict(spec.prompts or backbone.prompts)
+        """Instruction put before the content, for each role."""
+        self.spec = replace(spec, pooling=pooling, prompts=self.prompts)
         self.path = path
-        self.module = EmbeddingModel(backbone, spec.pooling).eval()
+        self.module = EmbeddingModel(backbone, pooling).eval()
         if spec.max_pixels is not None:
             backbone.set_max_pixels(spec.max_pixels)
         self.module.to(device or ("cuda" if torch.cuda.is_available() else "cpu"))
@@ -103,12 +113,14 @@ class Embedder:
         device: str | None = None,
         dtype: torch.dtype | None = None,
         base: str | Path | None = None,
+        attention: Attention = "auto",
     ) -> "Embedder":
         """Load a run folder, a local checkpoint, or a hub id, ready to encode.
 
         Args:
             dtype: by default bfloat16 on CUDA, float32 elsewhere.
             base: where an adapter's base checkpoint is now, if it has moved.
+            attention: implementation of attention; by default what transformers takes for the model.
         Raises: ArtifactError naming what is missing or does not belong together.
         """
         device = device or ("cuda" if torch.cuda.is_available() else "cpu")
@@ -116,13 +128,13 @@ class Embedder:
         folder = Path(path)
         spec = read_spec(folder) if folder.is_dir() else EmbedderSpec()
         if folder.is_dir() and (folder / ADAPTER_FILE).exists():
-            backbone = _load_adapter(folder, spec, dtype, base)
+            backbone = _load_adapter(folder, spec, dtype, base, attention)
         else:
             if folder.is_dir() and not (any(folder.glob("*.safetensors")) or any(folder.glob("*.bin"))):
                 raise ArtifactError(
                     f"{folder}: no weights (*.safetensors) in this folder; was the training run finished?"
                 )
-            backbone = load_backbone(path, dtype=dtype)
+            backbone = load_backbone(path, dtype=dtype, attention=attention)
         return cls(backbone, spec, path=path, device=device)
 
     @property
@@ -145,24 +157,36 @@ class Embedder:
         return {
             "weights": _weights_digest(self.path, self.spec, self.backbone),
             "processor": _digest([self.backbone.processor_state(), self.spec.max_tokens]),
-            "prompts": _digest(dict(self.spec.prompts)),
-            "pooling": self.spec.pooling,
+            "prompts": _digest(self.prompts),
+            "pooling": str(self.spec.pooling),
             "dim": str(self.dim),
         }
 
-    def collate(self, items: Sequence[Item], role: Role) -> dict[str, Tensor]:
-        """Open the items' images and build one model batch, on the CPU."""
-        if role not in self.spec.prompts:
+    def collate(self, items: Sequence[Item], role: Role, *, complete: bool = False) -> dict[str, Tensor]:
+        """Open the items' images and build one model batch, on the CPU.
+
+        Args:
+            complete: add a row of text and image, which the model drops again, where the items lack one of them. Where
+                processes share parameters, all must run the same modules, whatever their rows hold.
+        """
+        if role not in self.prompts:
             raise ConfigError(f"role must be 'query' or 'item', got {role!r}")
+        asks = self.spec.pooling == "prompt"
         examples = [
             Example(
-                prompt=self.spec.prompts[role],
+                prompt=self.prompts[role],
                 text=item.text or "",
                 image=None if item.image is None else open_image(item.image),
+                suffix=one_word_prompt(text=bool(item.text), image=item.image is not None) if asks else "",
             )
             for item in items
         ]
-        return self.backbone.collate(examples, max_tokens=self.spec.max_tokens)
+        has_text, has_image = any(item.text for item in items), any(item.image is not None for item in items)
+        if not complete or (has_text and has_image):
+            return self.backbone.collate(examples, max_tokens=self.spec.max_tokens)
+        filler = Example(prompt="", text="x", image=Image.new("RGB", (56, 56)))
+        batch = self.backbone.collate([*examples, filler], max_tokens=self.spec.max_tokens)
+        return {**batch, _KEEP: torch.tensor([True] * len(examples) + [False])}
 
     @torch.inference_mode()
     def encode(self, items: Sequence[Item], *, role: Role = "item", batch_size: int = 32) -> np.ndarray:
@@ -224,7 +248,7 @@ def read_spec(folder: Path) -> EmbedderSpec:
 def write_spec(folder: Path, spec: EmbedderSpec) -> None:
     content = {
         "format_version": _FORMAT_VERSION,
-        **asdict(replace(spec, prompts=dict(spec.prompts), noise=dict(spec.noise))),
+        **asdict(replace(spec, prompts=spec.prompts and dict(spec.prompts), noise=dict(spec.noise))),
     }
     write_atomic(folder / SPEC_FILE, json.dumps(content, indent=2) + "\n")
 
@@ -244,7 +268,9 @@ def weights_digest(path: str | Path) -> str | None:
     return _digest({file.name: sha256_file(file) for file in files}) if files else None
 
 
-def _load_adapter(folder: Path, spec: EmbedderSpec, dtype: torch.dtype, base: str | Path | None) -> Backbone:
+def _load_adapter(
+    folder: Path, spec: EmbedderSpec, dtype: torch.dtype, base: str | Path | None, attention: Attention
+) -> Backbone:
     from peft import PeftModel
 
     if not (folder / "adapter_model.safetensors").exists():
@@ -262,7 +288,7 @@ def _load_adapter(folder: Path, spec: EmbedderSpec, dtype: torch.dtype, base: st
         raise ArtifactError(
             f"{base}: not the base this adapter was trained on (weights {found}, expected {spec.base_weights})"
         )
-    backbone = load_backbone(base, dtype=dtype, revision=spec.base_revision)
+    backbone = load_backbone(base, dtype=dtype, revision=spec.base_revision, attention=attention)
     try:
         with warnings.catch_warnings():  # peft reads an attribute that transformers has renamed
             warnings.filterwarnings("ignore", "`is_gradient_checkpointing`", FutureWarning)

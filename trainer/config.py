@@ -1,9 +1,11 @@
 """Everything a training run can be told. The text under a field is its documentation and its `--help`."""
 
+import math
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
+from fanoise.backbones import Attention
 from fanoise.errors import ConfigError
 from fanoise.noise import NoiseConfig
 from fanoise.pooling import Pooling
@@ -16,15 +18,20 @@ class ModelConfig:
     base: str
     """Local checkpoint folder or hub id."""
     pooling: Pooling | None = None
-    """Last attended token, or mean over attended tokens."""
+    """Last attended token, mean over attended tokens, the state after "... in one word:" (E5-V), or, for dual encoders,
+    the model's own."""
     query_prompt: str | None = None
     """Instruction put before every query."""
     item_prompt: str | None = None
     """Instruction put before every item."""
     max_pixels: int | None = None
-    """Larger images are resized down to this many pixels."""
+    """Larger images are resized down to this many pixels: the budget of image tokens."""
     max_tokens: int | None = None
     """Text beyond this many tokens is cut."""
+    attention: Attention = "auto"
+    """How attention is computed; auto is what transformers takes for the model; flash_attention_2 needs flash-attn."""
+    gradient_checkpointing: bool = False
+    """Recompute each layer in the backward pass: less memory, about a third more time. Results do not change."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,6 +44,8 @@ class LoraConfig:
     """Rank of the update."""
     alpha: int = 16
     """Scale of the update is alpha / rank."""
+    dora: bool = False
+    """Weight-decomposed adapters (DoRA, arXiv 2402.09353): magnitude and direction apart; slower."""
     dropout: float = 0.0
     """Dropout before the update; replayed exactly under GradCache."""
     targets: str | None = None
@@ -54,19 +63,78 @@ class DataConfig:
     """The pairs to learn from."""
 
     pairs: list[str]
-    """CSV, JSONL or Parquet files of pairs, or MMEB-train's Parquet files; each step's batch comes from one file."""
+    """CSV, JSONL or Parquet files of pairs, or MMEB-train's Parquet files; hf://datasets/OWNER/NAME/FILE is fetched
+    from the hub."""
     images: str | None = None
     """Folder in which the image paths of MMEB-train files start; other files name images relative to themselves."""
     weights: list[float] | None = None
-    """How often each file is drawn, relative to the others; by default by its number of pairs."""
+    """How often each file is drawn, relative to the others; by default by its number of pairs, after max_pairs."""
+    max_pairs: int | None = None
+    """At most this many pairs of each file, drawn by the seed; none takes all."""
+    sub_batch_size: int | None = None
+    """Consecutive pairs of a batch that come from one file; none takes a whole batch from one file."""
     augment: Literal["none", "crop", "crop_flip"] = "none"
     """Random crops of training images (80 to 100 % of each side), and left-right flips."""
     workers: int = 1
     """Processes that prepare batches ahead; 0 prepares them in the training process."""
+    max_rejects: float = 0.05
+    """Stop when more than this share of the pairs of a hundred batches had a broken image; below, they are skipped and
+    named in rejects.jsonl."""
 
     def __post_init__(self) -> None:
         if self.workers < 0:
             raise ConfigError(f"data.workers must be >= 0, got {self.workers}")
+        for name in ("max_pairs", "sub_batch_size"):
+            if getattr(self, name) is not None and getattr(self, name) < 1:
+                raise ConfigError(f"data.{name} must be >= 1, got {getattr(self, name)}")
+        if not 0 <= self.max_rejects <= 1:
+            raise ConfigError(f"data.max_rejects must lie in [0, 1], got {self.max_rejects}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class LossConfig:
+    """What is added to InfoNCE. All of it works together with the noise."""
+
+    hardness: float = 0.0
+    """Weight negatives by exp(hardness x similarity) (LLaVE, arXiv 2503.04812; its value is 9); 0 weights all alike."""
+    false_negative_margin: float | None = None
+    """Leave out negatives more similar than the positive by this much (UniME, arXiv 2504.17432; its value is 0.1)."""
+    dropout_pairs: float = 0.0
+    """Weight of a second InfoNCE between two encodings of each query that differ by dropout (SimCSE, arXiv 2104.08821);
+    needs lora.dropout, or dropout in the model."""
+
+    def __post_init__(self) -> None:
+        for name in ("hardness", "dropout_pairs"):
+            if not 0 <= getattr(self, name) < math.inf:
+                raise ConfigError(f"loss.{name} must be >= 0, got {getattr(self, name)}")
+        margin = self.false_negative_margin
+        if margin is not None and not 0 <= margin <= 2:
+            raise ConfigError(f"loss.false_negative_margin must lie in [0, 2], got {margin}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ValidationConfig:
+    """Noise-free retrieval on held-out pairs while training."""
+
+    pairs: list[str] = field(default_factory=list)
+    """Files of held-out pairs, in the formats of data.pairs; empty for none."""
+    every: int = 100
+    """Steps between two validations; the last step is always validated."""
+    max_pairs: int = 1000
+    """At most this many pairs of each file, drawn by the seed; the positives of a file's pairs are its gallery."""
+    metric: Literal["recall@1", "mrr"] = "recall@1"
+    """Which mean over the files says what is best."""
+    patience: int = 0
+    """Stop after this many validations without a better one; 0 trains to max_steps."""
+    keep: Literal["best", "last"] = "best"
+    """Whose weights the run folder gets."""
+
+    def __post_init__(self) -> None:
+        for name in ("every", "max_pairs"):
+            if getattr(self, name) < 1:
+                raise ConfigError(f"validation.{name} must be >= 1, got {getattr(self, name)}")
+        if self.patience < 0:
+            raise ConfigError(f"validation.patience must be >= 0, got {self.patience}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -99,6 +167,8 @@ class RunConfig:
     output_dir: Path
     """The run folder: weights, processor, embedder.json, config.yaml, metrics.jsonl, checkpoints, model card."""
     noise: NoiseConfig = field(default_factory=NoiseConfig)
+    loss: LossConfig = field(default_factory=LossConfig)
+    validation: ValidationConfig = field(default_factory=ValidationConfig)
     lora: LoraConfig = field(default_factory=LoraConfig)
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     max_steps: int = 2000
@@ -111,9 +181,9 @@ class RunConfig:
     """Divides the similarities in the loss."""
     seed: int = 42
     """Seeds data order, adapters, dropout and noise."""
-    zero_stage: Literal[0, 1, 2, 3] = 0
-    """DeepSpeed ZeRO stage: what is split over processes (1 optimiser, 2 and gradients, 3 and parameters). In bf16 take
-    at least 1, on one process too: stage 0 adds up the chunks' gradients in bf16, the others in fp32."""
+    zero_stage: Literal[0, 1, 2, 3] = 1
+    """DeepSpeed ZeRO stage: what is split over processes (1 optimiser, 2 and gradients, 3 and parameters). bf16 needs
+    at least 1, which adds up the chunks' gradients in fp32."""
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     """Auto is bf16 on a CUDA device that has it, fp32 elsewhere."""
     save_every: int = 100
@@ -124,9 +194,15 @@ class RunConfig:
     """Auto goes on from the newest checkpoint in output_dir, or starts if there is none."""
     monitors: list[Literal["csv", "tensorboard", "wandb"]] = field(default_factory=list)
     """DeepSpeed monitors to log to, besides metrics.jsonl."""
+    log_spectrum_every: int = 10
+    """Steps between two entries about the spectrum (effective rank, noise by band) in metrics.jsonl."""
+    push_to_hub: str | None = None
+    """Hub repository (OWNER/NAME) that gets the finished run folder; needs a login."""
+    dry_run: bool = False
+    """Print what would run, and stop before any weight is loaded; of the checkpoint only config.json is needed."""
 
     def __post_init__(self) -> None:
-        for name in ("max_steps", "batch_size", "chunk_size", "save_every", "keep_checkpoints"):
+        for name in ("max_steps", "batch_size", "chunk_size", "save_every", "keep_checkpoints", "log_spectrum_every"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"{name} must be >= 1, got {getattr(self, name)}")
         if self.batch_size < 2:
@@ -137,8 +213,16 @@ class RunConfig:
             raise ConfigError(f"seed must lie in [0, 2^32), got {self.seed}")
         if not self.temperature > 0:
             raise ConfigError(f"temperature must be > 0, got {self.temperature}")
+        if self.zero_stage == 0 and self.precision == "bf16":
+            raise ConfigError(
+                "zero_stage 0 adds up the chunks' gradients in bf16 and loses small ones; take zero_stage 1 or higher"
+            )
         if not self.data.pairs:
             raise ConfigError("data.pairs is empty; name at least one CSV, JSONL or Parquet file of pairs")
+        if self.data.sub_batch_size is not None and self.batch_size % self.data.sub_batch_size:
+            raise ConfigError(
+                f"data.sub_batch_size ({self.data.sub_batch_size}) must divide batch_size ({self.batch_size})"
+            )
         if self.data.weights is not None and len(self.data.weights) != len(self.data.pairs):
             raise ConfigError(
                 f"data.weights has {len(self.data.weights)} entries for {len(self.data.pairs)} pair files"

@@ -113,18 +113,20 @@ def build_embedder(config: RunConfig, device: torch.device) -> Embedder:
     if inherited.base_model is not None:
         raise ArtifactError(f"model.base {base} is an adapter; start from its base {inherited.base_model!r} instead")
     model = config.model
+    embedder = Embedder.from_pretrained(
+        config.model.base, device="cpu", dtype=resolve_dtype(config), attention=model.attention
+    )
     spec = replace(
         inherited,
         prompts={
-            "query": inherited.prompts["query"] if model.query_prompt is None else model.query_prompt,
-            "item": inherited.prompts["item"] if model.item_prompt is None else model.item_prompt,
+            "query": embedder.prompts["query"] if model.query_prompt is None else model.query_prompt,
+            "item": embedder.prompts["item"] if model.item_prompt is None else model.item_prompt,
         },
         pooling=inherited.pooling if model.pooling is None else model.pooling,
         max_pixels=inherited.max_pixels if model.max_pixels is None else model.max_pixels,
         max_tokens=inherited.max_tokens if model.max_tokens is None else model.max_tokens,
         noise={},
     )
-    embedder = Embedder.from_pretrained(config.model.base, device="cpu", dtype=resolve_dtype(config))
     if config.lora.enabled:
         spec = replace(
             spec,

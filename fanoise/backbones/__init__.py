@@ -6,7 +6,7 @@ import torch
 import transformers
 from safetensors import SafetensorError
 
-from fanoise.backbones.base import Backbone, Example
+from fanoise.backbones.base import Attention, Backbone, Example
 from fanoise.backbones.qwen2_vl import Qwen2VLBackbone
 from fanoise.errors import ArtifactError
 from fanoise.process import settle_accelerator
@@ -15,13 +15,39 @@ _FAMILIES: tuple[type[Backbone], ...] = (Qwen2VLBackbone,)
 _BY_TYPE = {model_type: family for family in _FAMILIES for model_type in family.model_types}
 
 
-def load_backbone(path: str | Path, *, dtype: torch.dtype = torch.float32, revision: str | None = None) -> Backbone:
+def load_backbone(
+    path: str | Path,
+    *,
+    dtype: torch.dtype = torch.float32,
+    revision: str | None = None,
+    attention: Attention = "auto",
+) -> Backbone:
     """Load a local checkpoint or hub id with the family its config names.
 
     Raises: ArtifactError when there is no checkpoint at `path`, or its family is not known.
     """
     settle_accelerator()
     transformers.utils.logging.disable_progress_bar()
+    family, _ = _family(path, revision)
+    try:
+        return family.load(path, dtype=dtype, revision=revision, attention=attention)
+    except (OSError, ValueError, RuntimeError, SafetensorError, ImportError) as error:
+        raise ArtifactError(
+            f"{path}: the checkpoint is incomplete or damaged ({str(error).splitlines()[0]}); fetch or save it again"
+        ) from None
+
+
+def load_skeleton(path: str | Path, *, revision: str | None = None) -> Backbone:
+    """The model of a checkpoint on the `meta` device: shapes and names, no weights, no processor.
+
+    Needs nothing of the checkpoint but its config.json.
+    """
+    family, config = _family(path, revision)
+    with torch.device("meta"):
+        return family(model=family.model_class(config), processor=None)
+
+
+def _family(path: str | Path, revision: str | None) -> tuple[type[Backbone], transformers.PretrainedConfig]:
     options = {} if revision is None else {"revision": revision}
     try:
         config = transformers.AutoConfig.from_pretrained(path, **options)
@@ -36,12 +62,7 @@ def load_backbone(path: str | Path, *, dtype: torch.dtype = torch.float32, revis
         raise ArtifactError(
             f"{path}: model type {config.model_type!r} is not supported; known: {', '.join(sorted(_BY_TYPE))}"
         )
-    try:
-        return _BY_TYPE[config.model_type].load(path, dtype=dtype, revision=revision)
-    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
-        raise ArtifactError(
-            f"{path}: the checkpoint is incomplete or damaged ({str(error).splitlines()[0]}); fetch or save it again"
-        ) from None
+    return _BY_TYPE[config.model_type], config
 
 
-__all__ = ["Backbone", "Example", "load_backbone"]
+__all__ = ["Attention", "Backbone", "Example", "load_backbone", "load_skeleton"]

@@ -1,18 +1,23 @@
 """The contract between a vision-language model and everything else.
 
 A backbone adapts a model class that already exists upstream: it knows how items become model inputs and where the
-post-norm hidden states come out. Nothing outside this folder compares model names.
+vectors come out. Nothing outside this folder compares model names.
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import torch
 from PIL import Image
-from torch import Tensor
+from torch import Tensor, nn
+
+from fanoise.errors import ArtifactError
+from fanoise.pooling import Pooling, pool
+
+Attention = Literal["auto", "eager", "sdpa", "flash_attention_2"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -22,6 +27,8 @@ class Example:
     prompt: str
     text: str
     image: Image.Image | None
+    suffix: str = ""
+    """Put after the content in place of the end-of-text token (prompt pooling); never cut."""
 
 
 @dataclass(kw_only=True)
@@ -36,18 +43,54 @@ class Backbone(ABC):
 
     model_types: ClassVar[tuple[str, ...]]
     """`model_type` values of the checkpoints' config.json that this class serves."""
+    model_class: ClassVar[type]
+    """The upstream class, with `from_pretrained` and a constructor that takes its config."""
     lora_targets: ClassVar[str]
     """Regular expression, matched in full: the language tower's attention and MLP projections, nothing else."""
+    poolings: ClassVar[tuple[Pooling, ...]]
+    """What `forward` can do; the first is the default."""
+    prompts: ClassVar[Mapping[str, str]]
+    """Instruction for each role where neither the checkpoint nor the user names one."""
+    unused_weights: ClassVar[tuple[str, ...]] = ("lm_head",)
+    """Beginnings of the names of weights that no embedding depends on, and that a checkpoint may lack."""
+
+    @classmethod
+    def load(
+        cls, path: str | Path, *, dtype: torch.dtype, revision: str | None = None, attention: Attention = "auto"
+    ) -> "Backbone":
+        """Load model and processor from a local checkpoint or a hub id, in eval mode on the CPU."""
+        options = {} if revision is None else {"revision": revision}
+        how = {} if attention == "auto" else {"attn_implementation": attention}
+        model, report = cls.model_class.from_pretrained(  # type: ignore[attr-defined]
+            path, dtype=dtype, output_loading_info=True, **options, **how
+        )
+        missing = sorted(name for name in report["missing_keys"] if not name.startswith(cls.unused_weights))
+        if missing:  # transformers would go on with random numbers there
+            raise ArtifactError(f"{path}: {len(missing)} weights are missing, {missing[0]} first; fetch it again")
+        return cls(model=model.eval(), processor=cls.load_processor(path, **options))
 
     @classmethod
     @abstractmethod
-    def load(cls, path: str | Path, *, dtype: torch.dtype, revision: str | None = None) -> "Backbone":
-        """Load model and processor from a local checkpoint or a hub id, in eval mode on the CPU."""
+    def load_processor(cls, path: str | Path, **options: Any) -> Any:
+        """The checkpoint's tokenizer and image processor, as one object with `save_pretrained`."""
+
+    @property
+    def unwrapped(self) -> Any:
+        """The upstream model, whatever adapters are around it."""
+        model = self.model.get_base_model() if hasattr(self.model, "get_base_model") else self.model
+        if not isinstance(model, self.model_class):
+            raise ArtifactError(f"expected a {self.model_class.__name__}, got {type(model).__name__}")
+        return model
 
     @property
     @abstractmethod
     def dim(self) -> int:
-        """Hidden size, which is the embedding dimension."""
+        """Embedding dimension."""
+
+    @property
+    @abstractmethod
+    def language_model(self) -> nn.Module | None:
+        """The module that takes `inputs_embeds` [B, L, H] of text and image tokens alike; none in a dual encoder."""
 
     @abstractmethod
     def processor_state(self) -> dict[str, Any]:
@@ -55,12 +98,61 @@ class Backbone(ABC):
 
     @abstractmethod
     def set_max_pixels(self, max_pixels: int) -> None:
-        """Images above this many pixels are resized down to it; image tokens are never truncated."""
+        """Images above this many pixels are resized down to it; image tokens are never truncated.
+
+        Raises: ConfigError where the model has one fixed image size.
+        """
 
     @abstractmethod
     def collate(self, examples: Sequence[Example], *, max_tokens: int) -> dict[str, Tensor]:
         """One padded batch; text is cut to `max_tokens`, images never are. Any mix of text, image and both."""
 
     @abstractmethod
-    def forward(self, batch: dict[str, Tensor]) -> Tensor:
-        """[B, L, H] hidden states after the final norm; `batch` also holds the attention mask [B, L]."""
+    def forward(self, batch: dict[str, Tensor], pooling: Pooling) -> Tensor:
+        """A collated batch to one vector a row, [B, dim], not normalised."""
+
+
+class TokenBackbone(Backbone):
+    """A language model that reads image and text tokens in one row: prompt, image, text, end-of-text.
+
+    Causal, so the last token has seen everything.
+    """
+
+    poolings = ("last", "mean", "prompt")
+    prompts: ClassVar[Mapping[str, str]] = {"query": "Find the matching item: ", "item": "Represent this item: "}
+
+    image_placeholder: ClassVar[str]
+    """What stands for an image in a row's text; the processor turns it into as many tokens as the image takes."""
+    special_tokens: ClassVar[tuple[str, ...]]
+    """What the text of an item must not contain: placeholders, turn marks, ends."""
+    end_of_text: ClassVar[str]
+    """The token that ends a row and is pooled."""
+
+    @abstractmethod
+    def hidden_states(self, batch: dict[str, Tensor]) -> Tensor:
+        """[B, L, H] after the final norm; `batch` also holds the attention mask [B, L] of the same length."""
+
+    def forward(self, batch: dict[str, Tensor], pooling: Pooling) -> Tensor:
+        return pool(self.hidden_states(batch), batch["attention_mask"], pooling)
+
+    def collate(self, examples: Sequence[Example], *, max_tokens: int) -> dict[str, Tensor]:
+        texts = [self.row_text(example, max_tokens) for example in examples]
+        images = [example.image for example in examples if example.image is not None]
+        return dict(self.processor(text=texts, images=images or None, padding=True, return_tensors="pt"))
+
+    def row_text(self, example: Example, max_tokens: int) -> str:
+        """The text of a row, placeholder included."""
+        text = self.clean_text(example.text)
+        tokens = self.processor.tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)["offset_mapping"]
+        if len(tokens) > max_tokens:
+            # a character of several tokens is kept whole or not at all
+            text = text[: min(tokens[max_tokens - 1][1], tokens[max_tokens][0])]
+        image = self.image_placeholder if example.image is not None else ""
+        return f"{example.prompt}{image}{text}{example.suffix or self.end_of_text}"
+
+    def clean_text(self, text: str) -> str:
+        """A catalogue's text must not smuggle in image placeholders or an early end, nor stop the tokenizer."""
+        text = text.encode("utf-8", "replace").decode()  # half a surrogate pair is "?"
+        for token in self.special_tokens:
+            text = text.replace(token, " ")
+        return text

@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 from fanoise.backbones import Backbone, Example, load_backbone
 from fanoise.backbones.qwen2_vl import Qwen2VLBackbone
 from fanoise.errors import ArtifactError
-from fanoise.pooling import POOLINGS, pool
+from fanoise.pooling import Pooling
 
 PATCH = 28  # one image token stands for 28 × 28 pixels
 LIMIT = 56 * 84  # of the tiny checkpoint
@@ -49,9 +49,9 @@ def backbone(tiny_base: Path) -> Backbone:
 
 
 @torch.inference_mode()
-def embed(backbone: Backbone, examples: list[Example], pooling: str = "last", max_tokens: int = 512) -> torch.Tensor:
+def embed(backbone: Backbone, examples: list[Example], pooling: Pooling = "last", max_tokens: int = 512) -> torch.Tensor:
     batch = backbone.collate(examples, max_tokens=max_tokens)
-    return pool(backbone.forward(batch), batch["attention_mask"], pooling)
+    return backbone.forward(batch, pooling)
 
 
 def ids(backbone: Backbone, *examples: Example, max_tokens: int = 512) -> list[list[int]]:
@@ -68,7 +68,7 @@ def count(backbone: Backbone, row: list[int], token: str) -> int:
 # batches
 
 
-@pytest.mark.parametrize("pooling", POOLINGS)
+@pytest.mark.parametrize("pooling", Qwen2VLBackbone.poolings)
 def test_a_row_does_not_depend_on_the_rows_and_the_padding_beside_it(backbone, pooling):
     alone = torch.cat([embed(backbone, [one], pooling) for one in EXAMPLES])
     together = embed(backbone, EXAMPLES, pooling)
@@ -127,7 +127,7 @@ def test_hidden_states_are_those_after_the_final_norm(backbone):
     hook = norm.register_forward_hook(lambda _, inputs, output: seen.update(before=inputs[0], after=output))
     batch = backbone.collate(EXAMPLES, max_tokens=512)
     with torch.inference_mode():
-        hidden = backbone.forward(batch)
+        hidden = backbone.hidden_states(batch)
         hook.remove()
         assert torch.equal(hidden, norm(seen["before"]))
         full = backbone.model(**batch)
@@ -146,8 +146,8 @@ def test_forward_does_not_compute_the_language_head(backbone):
 
 def test_another_model_class_is_refused():
     other = Qwen2VLBackbone(model=torch.nn.Linear(2, 2), processor=None)
-    with pytest.raises(ArtifactError, match="expected a Qwen2-VL model, got Linear"):
-        other.forward({})
+    with pytest.raises(ArtifactError, match="expected a Qwen2VLForConditionalGeneration, got Linear"):
+        other.hidden_states({})
 
 
 # the limits on images and text

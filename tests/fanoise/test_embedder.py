@@ -286,7 +286,7 @@ def test_an_adapter_of_another_size_is_refused(moved):
         ("{}", "expected format_version 1"),
         ('{"format_version": 2}', "expected format_version 1"),
         ('{"format_version": 1, "colour": "red", "size": 3}', "unknown entries colour, size"),
-        ('{"format_version": 1, "pooling": "first"}', "pooling must be one of last, mean, got 'first'"),
+        ('{"format_version": 1, "pooling": "first"}', "pooling must be one of last, mean, prompt, native, got 'first'"),
         ('{"format_version": 1, "max_tokens": "many"}', "damaged"),
         ('{"format_version": 1, "max_tokens": 0}', "max_tokens must be >= 1"),
         ('{"format_version": 1, "max_pixels": 1}', "max_pixels must be at least 784"),
