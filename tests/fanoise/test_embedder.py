@@ -312,7 +312,8 @@ def test_an_adapter_without_embedder_file_asks_for_its_base(moved):
 
 def test_a_checkpoint_without_embedder_file_has_the_defaults(own_base):
     embedder = Embedder.from_pretrained(own_base)
-    assert embedder.spec == EmbedderSpec()
+    backbone = embedder.backbone
+    assert embedder.spec == EmbedderSpec(prompts=backbone.prompts, pooling=backbone.poolings[0])
     assert embedder.noise == {}
 
 
