@@ -48,12 +48,15 @@ class TrainingError(FANoiseError):
 
 @contextmanager
 def cli_errors() -> Iterator[None]:
-    """Turn a `FANoiseError`, or a file the system refuses, into one line on stderr and status 2; Ctrl-C into 130."""
+    """Turn a `FANoiseError`, or a file the system refuses, into one line on stderr and status 2; Ctrl-C into 130.
+
+    A `TrainingError` is status 1: the input was good, and the run went wrong.
+    """
     try:
         yield
     except FANoiseError as error:
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
-        raise SystemExit(2) from None
+        raise SystemExit(1 if isinstance(error, TrainingError) else 2) from None
     except OSError as error:  # a full disk, a folder without write permission
         if error.filename is None and error.errno is None:
             raise

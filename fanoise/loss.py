@@ -16,6 +16,8 @@ def info_nce(
     negatives: Tensor | None = None,
     negatives_mask: Tensor | None = None,
     exclude: Tensor | None = None,
+    hardness: float = 0.0,
+    false_negative_margin: float | None = None,
 ) -> Tensor:
     """Mean cross-entropy of each query against every item of the global batch, and its own mined negatives.
 
@@ -30,6 +32,10 @@ def info_nce(
         negatives_mask: [B, K] bool, True where a mined negative exists.
         exclude: [B, G] bool, True where an item is another right answer and must not count as a negative. The
             positive itself always counts.
+        hardness: >= 0, each negative's term in the denominator is weighted by exp(hardness * similarity), the weight
+            without gradient (LLaVE, arXiv 2503.04812, with 9); 0 weights all alike.
+        false_negative_margin: a negative more similar to the query than the positive is, by more than this, is taken
+            for another right answer and left out (UniME, arXiv 2504.17432, with 0.1); none keeps all.
     Returns: a scalar, at least float32 whatever the inputs are.
     Raises: ConfigError if temperature <= 0 or shapes do not fit.
     """
@@ -45,13 +51,18 @@ def info_nce(
         target = torch.arange(query.shape[0], device=query.device)
     dtype = torch.promote_types(torch.promote_types(query.dtype, item.dtype), torch.float32)
     query, item = query.to(dtype), item.to(dtype)
-    logits_BG = query @ item.T / temperature
-    if exclude is not None:
-        exclude = exclude.scatter(1, target[:, None], False)
-        logits_BG = logits_BG.masked_fill(exclude, -torch.inf)
+    similarity_BC = query @ item.T  # C candidates: all items, then the query's own mined negatives
+    left_out = torch.zeros_like(similarity_BC, dtype=torch.bool) if exclude is None else exclude
     if negatives is not None:
-        logits_BK = torch.einsum("bd,bkd->bk", query, negatives.to(dtype)) / temperature
-        if negatives_mask is not None:
-            logits_BK = logits_BK.masked_fill(~negatives_mask, -torch.inf)
-        logits_BG = torch.cat([logits_BG, logits_BK], dim=1)
-    return F.cross_entropy(logits_BG, target)
+        similarity_BC = torch.cat([similarity_BC, torch.einsum("bd,bkd->bk", query, negatives.to(dtype))], dim=1)
+        exists = torch.ones(negatives.shape[:2], dtype=torch.bool, device=query.device)
+        left_out = torch.cat([left_out, ~(exists if negatives_mask is None else negatives_mask)], dim=1)
+    positive_B1 = similarity_BC.detach().gather(1, target[:, None])
+    if false_negative_margin is not None:
+        left_out = left_out | (similarity_BC.detach() > positive_B1 + false_negative_margin)
+    logits_BC = similarity_BC / temperature
+    if hardness:
+        weight_BC = hardness * similarity_BC.detach()
+        logits_BC = logits_BC + weight_BC.scatter(1, target[:, None], 0.0)  # the positive's own term is not weighted
+    left_out = left_out.scatter(1, target[:, None], False)
+    return F.cross_entropy(logits_BC.masked_fill(left_out, -torch.inf), target)

@@ -4,6 +4,7 @@ Letters: m rows of a batch, n embedding dimensions, k = min(m, n), r = numerical
 """
 
 import math
+import sys
 from dataclasses import dataclass
 from typing import Literal, get_args
 
@@ -18,6 +19,7 @@ SCALINGS: tuple[Scaling, ...] = get_args(Scaling)
 Features = Literal["normalized", "raw"]
 Sides = Literal["both", "query", "target"]
 SpectrumOf = Literal["global", "local"]
+Position = Literal["output", "input"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,7 +42,11 @@ class NoiseConfig:
     spectrum: SpectrumOf = "global"
     """Whose singular values: of the batch gathered over all ranks, or of each rank's own rows."""
     warmup_steps: int = 0
-    """Steps over which the strength rises linearly from 0; 0 keeps it constant."""
+    """First steps over which the strength rises linearly from 0."""
+    decay_steps: int = 0
+    """Last steps over which the strength falls linearly to 0; with both at 0 it is constant."""
+    position: Position = "output"
+    """On the pooled embeddings (FANoise), or on the token embeddings (NEFTune; of the rest only the schedule acts)."""
 
     def __post_init__(self) -> None:
         if not (math.isfinite(self.strength) and self.strength >= 0):
@@ -48,15 +54,21 @@ class NoiseConfig:
                 f"noise.strength must be a number >= 0, got {self.strength}; use 0 to train without noise"
             )
         choices = {"scaling": SCALINGS, "features": get_args(Features), "sides": get_args(Sides)}
-        for name, allowed in (choices | {"spectrum": get_args(SpectrumOf)}).items():
+        choices |= {"spectrum": get_args(SpectrumOf), "position": get_args(Position)}
+        for name, allowed in choices.items():
             if getattr(self, name) not in allowed:
                 raise ConfigError(f"noise.{name} must be one of {', '.join(allowed)}, got {getattr(self, name)!r}")
-        if self.warmup_steps < 0:
-            raise ConfigError(f"noise.warmup_steps must be >= 0, got {self.warmup_steps}")
+        for name in ("warmup_steps", "decay_steps"):
+            if getattr(self, name) < 0:
+                raise ConfigError(f"noise.{name} must be >= 0, got {getattr(self, name)}")
+        if self.position == "input" and self.sides != "both":
+            raise ConfigError(f"noise.sides must be both with noise.position input, got {self.sides!r}")
 
-    def strength_at(self, step: int) -> float:
-        """The strength of a step (the first is 1) under the schedule."""
-        return self.strength if step >= self.warmup_steps else self.strength * step / self.warmup_steps
+    def strength_at(self, step: int, last_step: int = sys.maxsize) -> float:
+        """The strength of a step, 1 .. last_step, under the schedule; without a last step it never falls."""
+        rise = min(1.0, step / self.warmup_steps) if self.warmup_steps else 1.0
+        fall = min(1.0, (last_step - step) / self.decay_steps) if self.decay_steps else 1.0
+        return self.strength * min(rise, fall)
 
 
 class FANoise(nn.Module):
@@ -85,26 +97,40 @@ class FANoise(nn.Module):
             features=features,
             renormalize=renormalize,
         )
-        self.strength = strength
+        self.sigma: Tensor | None = None
+        """Singular values of the last perturbed batch, for logging; none where the scaling needs no spectrum."""
 
-    def forward(self, embeddings: Tensor, generator: torch.Generator | None = None) -> Tensor:
-        """[m, n] -> [m, n]. Draws are made on the generator's device: the same seed gives the same noise anywhere."""
-        if not self.training or self.strength == 0:
+    def forward(
+        self, embeddings: Tensor, generator: torch.Generator | None = None, *, strength: float | None = None
+    ) -> Tensor:
+        """[m, n] -> [m, n]. Draws are made on the generator's device: the same seed gives the same noise anywhere.
+
+        Args:
+            strength: in place of the module's own, for a schedule.
+        """
+        strength = self.config.strength if strength is None else strength
+        if not self.training or strength == 0:
             return embeddings
         clean = F.normalize(embeddings, dim=-1) if self.config.features == "normalized" else embeddings
+        spectrum = None if self.config.scaling == "isotropic" or not len(clean) else decompose(clean)
+        self.sigma = None if spectrum is None else spectrum.sigma
         noise = spectral_noise(
-            clean, self.config.scaling, energy_matched=self.config.energy_matched, generator=generator
+            clean,
+            self.config.scaling,
+            energy_matched=self.config.energy_matched,
+            generator=generator,
+            spectrum=spectrum,
         )
-        noisy = clean + (self.strength / math.sqrt(embeddings.shape[-1])) * noise
+        noisy = clean + (strength / math.sqrt(embeddings.shape[-1])) * noise
         return F.normalize(noisy, dim=-1) if self.config.renormalize else noisy
 
     def extra_repr(self) -> str:
-        return f"strength={self.strength}, scaling={self.config.scaling!r}"
+        return f"strength={self.config.strength}, scaling={self.config.scaling!r}"
 
 
 @dataclass(frozen=True)
 class Spectrum:
-    """Singular values of X [m, n], descending, and the factor that turns row noise into noise along V.
+    """Singular values of X [m, n], descending, and the singular vectors of its shorter side.
 
     `sigma` [k] is exactly 0 past the numerical rank. `rows` says which side's Gram matrix was decomposed: with m <= n
     `vectors` are U [m, k] of X X^T, else V [n, k] of X^T X.
@@ -119,9 +145,10 @@ class Spectrum:
 def decompose(x: Tensor) -> Spectrum:
     """Singular values and vectors of X through the Gram matrix of its smaller side.
 
-    A Gram matrix squares the condition number, hence float64 throughout; what lies below the rounding of the input's
-    own dtype (or of the squaring, for float64 input) is cut to rank. Any finite input is safe: one row, equal rows,
-    zeros. Anything else gives NaN, never an error.
+    A Gram matrix squares the condition number, hence float64: in float32 directions below 0.1 % of the largest singular
+    value drown in rounding, and where one direction dominates, as in the embeddings of a fresh model, those are many.
+    What lies below the rounding of the input's own dtype (or of the squaring, for float64 input) is cut to rank. Any
+    finite input is safe: one row, equal rows, zeros. Anything else gives NaN, never an error.
     """
     precision = torch.finfo(torch.float32 if x.dtype in (torch.bfloat16, torch.float16) else x.dtype).eps
     x = x.detach().double()
@@ -172,26 +199,32 @@ def spectral_noise(
     *,
     energy_matched: bool = False,
     generator: torch.Generator | None = None,
+    spectrum: Spectrum | None = None,
 ) -> Tensor:
     """N' [m, n] of Eq. 15 for features X [m, n]: row covariance V diag(S^2) V^T, dtype of X.
 
-    The number of random draws depends on the shape only, never on the rank.
+    The draws are turned by the singular vectors, N_rand U^T (or V^T), which leaves their distribution as it is and
+    makes the noise a function of X and the draws alone: eigenvectors are only known up to their sign, which differs
+    from one library or device to the next. The number of draws depends on the shape only, never on the rank.
+
+    Args:
+        spectrum: `decompose(x)`, where it is known already.
     """
     m, n = x.shape
     if scaling == "isotropic":  # Eq. 11; its energy is n, so energy matching changes nothing
         return _draw_normal((m, n), x.device, generator).to(x.dtype)
     if m == 0:
         return torch.zeros_like(x)
-    spectrum = decompose(x)
-    sigma = spectrum.sigma
+    spectrum = spectrum or decompose(x)
+    sigma, vectors = spectrum.sigma, spectrum.vectors
     s = scales(sigma, n, scaling, energy_matched=energy_matched, generator=generator)
-    draws = _draw_normal((m, sigma.shape[0]), x.device, generator).double()
     if spectrum.rows:  # V^T = diag(1 / sigma) U^T X, never formed
-        factors = torch.where(sigma > 0, s / sigma.clamp_min(torch.finfo(sigma.dtype).tiny), 0)
-        noise = ((draws * factors) @ spectrum.vectors.T) @ x.double()
-    else:
-        noise = (draws * s) @ spectrum.vectors.T
-    return noise.to(x.dtype)
+        s = torch.where(sigma > 0, s / sigma.clamp_min(torch.finfo(sigma.dtype).tiny), 0)
+    working = torch.promote_types(x.dtype, torch.float32)
+    factor = ((vectors * s) @ vectors.T).to(working)
+    draws = _draw_normal((m, factor.shape[0]), x.device, generator).to(working)
+    noise = draws @ factor
+    return (noise @ x.to(working) if spectrum.rows else noise).to(x.dtype)
 
 
 def noise_in_logits(strength: float, n: int, temperature: float) -> float:

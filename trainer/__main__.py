@@ -27,9 +27,13 @@ def main(argv: list[str] | None = None) -> int:
         except (ArgumentError, ConfigError) as error:
             raise ConfigError(str(error)) from None
         settle_accelerator()
-        from trainer.train import train
+        from trainer.train import dry_run, train
 
         config = RunConfig(**vars(config))
+        if config.dry_run:
+            if os.environ.get("RANK", "0") == "0":
+                print(dry_run(config))
+            return 0
         run = train(config)
         if os.environ.get("RANK", "0") == "0":
             print(f"finished: {run}")

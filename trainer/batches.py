@@ -1,7 +1,7 @@
 """Which pairs a step sees, and their model batches: a pure function of (seed, step), so resuming needs no state."""
 
 import random
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -13,42 +13,96 @@ from torch.utils.data import DataLoader, Dataset
 
 from fanoise.catalog import Item
 from fanoise.embedder import Embedder, Role
-from fanoise.errors import ConfigError, ImageError
+from fanoise.errors import ConfigError, FANoiseError, ImageError, TrainingError
 from fanoise.images import open_image
 from trainer.config import RunConfig
-from trainer.mmeb import is_mmeb_train, read_mmeb_train
-from trainer.pairs import Pair, read_pairs, valid_answers
+from trainer.epochs import Epochs
+from trainer.pair_table import Pair, PairTable
+from trainer.pairs import equal_keys
+from trainer.sources import load_pairs, matching, short_names
 
 ModelBatch = dict[str, Tensor]
 
 
 class BatchPlan:
-    """Global batches by step: one file a step, drawn by weight; each file is walked in a fresh order every epoch."""
+    """Global batches by step. Each sub-batch comes from one file, drawn by weight; no sub-batches, the whole batch.
 
-    def __init__(self, files: Sequence[Sequence[Pair]], config: RunConfig) -> None:
-        self._files = files
-        self._batch_size = config.batch_size
-        self._seed = config.seed
-        for name, pairs in zip(config.data.pairs, files, strict=True):
-            if len(pairs) < config.batch_size:
-                raise ConfigError(f"batch_size ({config.batch_size}) is more than the {len(pairs)} pairs of {name}")
-        weights = np.array(config.data.weights or [len(pairs) for pairs in files], dtype=float)
-        if (weights < 0).any() or not weights.sum() > 0:
-            raise ConfigError(f"data.weights must be >= 0 with a positive sum, got {config.data.weights}")
-        draws = np.random.default_rng([self._seed, 0]).random(config.max_steps)
-        self._file_of_step = np.searchsorted(np.cumsum(weights / weights.sum()), draws, side="right").clip(
-            max=len(files) - 1
-        )
+    A file's pairs are walked in a fresh order every epoch, so that pairs with the same query, positive or group are in
+    different batches wherever there are enough others (see `Epochs`). Where they meet all the same, as they may across
+    files and epochs, the loss has `StepBatch.valid_answers`. With sub-batches a file's last epoch depends on max_steps
+    as well.
+    """
+
+    def __init__(self, tables: Sequence[PairTable], config: RunConfig) -> None:
+        self._tables = tables
+        self._size = config.data.sub_batch_size or config.batch_size
+        self._parts = config.batch_size // self._size
+        self.files = [(name, len(table)) for name, table in zip(config.data.pairs, tables, strict=True)]
+        """Name and number of pairs of each file."""
+        weights = self._weights(config)
+        draws = np.random.default_rng([config.seed, 0]).random(config.max_steps * self._parts)
+        ends = np.cumsum(weights / weights.sum())
+        # of the file that a rounding error leaves beyond the last end there is none
+        self._file = np.searchsorted(ends, draws, side="right").clip(max=np.flatnonzero(weights)[-1])
+        self._epochs: dict[int, Epochs] = {}
+        self._steps: dict[int, np.ndarray] = {}
+        self._draw = np.zeros(len(draws), dtype=np.int32)
+        for file in np.flatnonzero(weights).tolist():
+            places = np.flatnonzero(self._file == file)
+            self._draw[places] = np.arange(len(places))
+            self._steps[file] = places // self._parts
+            self._epochs[file] = Epochs(tables[file].keys, self._size, (config.seed, 1, file))
+        self.notes = [note for file in self._epochs for note in self._notes_on(file)]
+        """What a user should hear about the files before training."""
+
+    def rows(self, step: int) -> np.ndarray:
+        """[G, 2] file and row of each pair in the global batch of a step; the first step is 1."""
+        found = []
+        for part in range((step - 1) * self._parts, step * self._parts):
+            file = int(self._file[part])
+            rows = self._epochs[file].rows(int(self._draw[part]), self._steps[file])
+            found.append(np.stack([np.full(len(rows), file), rows], axis=1))
+        return np.concatenate(found)
 
     def pairs(self, step: int) -> list[Pair]:
-        """The global batch of a step; the first is 1."""
-        file = int(self._file_of_step[step - 1])
-        visit = int((self._file_of_step[: step - 1] == file).sum())
-        size = len(self._files[file])
-        epoch, batch = divmod(visit, size // self._batch_size)  # the remainder of an epoch waits for the next shuffle
-        order = np.random.default_rng([self._seed, 1, file, epoch]).permutation(size)
-        rows = order[batch * self._batch_size : (batch + 1) * self._batch_size]
-        return [self._files[file][row] for row in rows]
+        """The global batch of a step."""
+        return [self.pair(file, row) for file, row in self.rows(step).tolist()]
+
+    def pair(self, file: int, row: int) -> Pair:
+        return self._tables[file][row]
+
+    def keys(self, rows: np.ndarray) -> np.ndarray:
+        """[G, 3] keys of [G, 2] `rows` (see `PairTable.keys`)."""
+        keys = np.empty((len(rows), 3), dtype=np.int64)
+        for file in np.unique(rows[:, 0]).tolist():
+            of_file = rows[:, 0] == file
+            keys[of_file] = self._tables[file].keys[rows[of_file, 1]]
+        return keys
+
+    def _weights(self, config: RunConfig) -> np.ndarray:
+        weights = np.array(config.data.weights or [count for _, count in self.files], dtype=float)
+        if not ((weights >= 0).all() and 0 < weights.sum() < np.inf):
+            raise ConfigError(f"data.weights must be >= 0 with a positive sum, got {config.data.weights}")
+        setting = "batch_size" if config.data.sub_batch_size is None else "data.sub_batch_size"
+        for (name, count), weight in zip(self.files, weights, strict=True):
+            if weight and count < self._size:
+                raise ConfigError(
+                    f"{setting} ({self._size}) is more than the {count} pairs of {name}; leave that file out, "
+                    f"or set data.sub_batch_size to at most {count}"
+                )
+        return weights
+
+    def _notes_on(self, file: int) -> Iterator[str]:
+        name, count = self.files[file]
+        if equal := self._tables[file].equal_negatives:
+            yield f"{name}: {equal} mined negative(s) equal the positive of their own pair and are left out"
+        epochs = self._epochs[file]
+        largest, what = max(zip(epochs.largest, ("query", "positive", "group"), strict=True))
+        if largest > epochs.draws:
+            yield (
+                f"{name}: {largest} of {count} pairs have the same {what}, too many to keep apart in batches of "
+                f"{self._size}; in one batch they are not negatives of each other"
+            )
 
 
 @dataclass
@@ -59,13 +113,15 @@ class StepBatch:
     query: list[ModelBatch]
     positive: list[ModelBatch]
     negative: list[ModelBatch]
+    """Mined negatives of all pairs, in the order of `rows`."""
     rows: list[int]
     """Places of this process's pairs in the global batch; pairs with a broken image are missing."""
-    has_negative: list[bool]
-    """For each of `rows`, whether a mined negative exists; `negative` holds only those."""
+    negative_counts: list[int]
+    """For each of `rows`, how many mined negatives it has."""
     valid_answers: np.ndarray
     """[G, G] of the whole planned batch, to be cut to the rows that survived."""
-    rejects: list[dict[str, str]] = field(default_factory=list)
+    rejects: list[dict[str, Any]] = field(default_factory=list)
+    """A record for each broken image: step, pair, side, image, reason. Only a broken negative leaves its pair."""
 
 
 class StepBatches(Dataset[StepBatch]):
@@ -74,73 +130,116 @@ class StepBatches(Dataset[StepBatch]):
     def __init__(self, plan: BatchPlan, embedder: Embedder, config: RunConfig, *, rank: int, world_size: int) -> None:
         self._plan, self._embedder, self._config = plan, embedder, config
         self._rank, self._world_size = rank, world_size
+        self._complete = config.needs_complete_batches(world_size)
 
     def __len__(self) -> int:
         return self._config.max_steps + 1
 
     def __getitem__(self, step: int) -> StepBatch:
-        pairs = self._plan.pairs(step)
+        places = self._plan.rows(step)
         rows, kept, rejects = [], [], []
-        for row in np.array_split(np.arange(len(pairs)), self._world_size)[self._rank].tolist():
-            try:
-                kept.append(self._open(pairs[row], step, row))
+        for row in np.array_split(np.arange(len(places)), self._world_size)[self._rank].tolist():
+            pair, broken = self._open(self._plan.pair(*places[row].tolist()), step, row)
+            rejects += broken
+            if pair is not None:
+                kept.append(pair)
                 rows.append(row)
-            except ImageError as error:
-                rejects.append({"pair": pairs[row].query.id, "step": str(step), "reason": str(error)})
-        negatives = [pair.negative for pair in kept if pair.negative is not None]
         return StepBatch(
             step=step,
             query=self._chunks([pair.query for pair in kept], "query"),
             positive=self._chunks([pair.positive for pair in kept], "item"),
-            negative=self._chunks(negatives, "item"),
+            negative=self._chunks([item for pair in kept for item in pair.negatives], "item"),
             rows=rows,
-            has_negative=[pair.negative is not None for pair in kept],
-            valid_answers=valid_answers(pairs),
+            negative_counts=[len(pair.negatives) for pair in kept],
+            valid_answers=equal_keys(self._plan.keys(places)),
             rejects=rejects,
         )
 
-    def _open(self, pair: Pair, step: int, row: int) -> Pair:
+    def _open(self, pair: Pair, step: int, row: int) -> tuple[Pair | None, list[dict[str, Any]]]:
+        """The pair with its images, None if it cannot be had, and a record for each broken image."""
         rng = random.Random(f"{self._config.seed}/{step}/{row}")
-        return replace(
-            pair,
-            query=self._open_item(pair.query, rng),
-            positive=self._open_item(pair.positive, rng),
-            negative=None if pair.negative is None else self._open_item(pair.negative, rng),
-        )
+        broken: list[dict[str, Any]] = []
 
-    def _open_item(self, item: Item, rng: random.Random) -> Item:
-        if item.image is None:
-            return item
-        return replace(item, image=_augment(open_image(item.image), self._config.data.augment, rng))
+        def opened(item: Item, side: str) -> Item | None:
+            if item.image is None:
+                return item
+            try:
+                return replace(item, image=_augment(open_image(item.image), self._config.data.augment, rng))
+            except ImageError as error:
+                broken.append(
+                    {"step": step, "pair": item.id, "side": side, "image": str(item.image), "reason": error.reason}
+                )
+                return None
+
+        query, positive = opened(pair.query, "query"), opened(pair.positive, "positive")
+        negatives = [opened(item, "negative") for item in pair.negatives]
+        if query is None or positive is None:
+            return None, broken
+        found = tuple(item for item in negatives if item is not None)
+        return replace(pair, query=query, positive=positive, negatives=found), broken
 
     def _chunks(self, items: Sequence[Item], role: Role) -> list[ModelBatch]:
         size = self._config.chunk_size
-        return [self._embedder.collate(items[start : start + size], role) for start in range(0, len(items), size)]
+        return [
+            self._embedder.collate(items[start : start + size], role, complete=self._complete)
+            for start in range(0, len(items), size)
+        ]
 
 
 def load_plan(config: RunConfig) -> BatchPlan:
-    return BatchPlan([_read_file(path, config.data.images) for path in config.data.pairs], config)
+    """Read `data.pairs`; of a pattern every file has the pattern's weight."""
+    found = [matching(pattern) for pattern in config.data.pairs]
+    weights = config.data.weights
+    if weights is not None:
+        weights = [weight for weight, sources in zip(weights, found, strict=True) for _ in sources]
+    data = replace(config.data, pairs=[source for sources in found for source in sources], weights=weights)
+    config = replace(config, data=data)
+    return BatchPlan(load_pairs(data.pairs, config, max_pairs=data.max_pairs), config)
 
 
-def _read_file(path: str, images: str | None) -> list[Pair]:
-    if not is_mmeb_train(path):
-        return read_pairs(path)
-    if images is None:
-        raise ConfigError(f"data.images is not set; {path} is in MMEB format, give the folder its image paths start in")
-    return read_mmeb_train(path, images=images)
+def load_validation(config: RunConfig) -> list[tuple[str, PairTable]]:
+    """The tables of `validation.pairs`, each with a short name of its own."""
+    sources = [source for pattern in config.validation.pairs for source in matching(pattern)]
+    tables = load_pairs(sources, config, max_pairs=config.validation.max_pairs)
+    return list(zip(short_names(sources), tables, strict=True))
 
 
-def step_loader(batches: StepBatches, *, first_step: int, last_step: int, workers: int) -> DataLoader[Any]:
-    """Prepare steps ahead of time, in order."""
-    return DataLoader(
-        batches,
+def step_loader(batches: StepBatches, *, first_step: int, last_step: int, workers: int) -> Iterator[StepBatch]:
+    """Prepare steps ahead of time, in order; what a data worker raises comes out as in this process."""
+    loader = DataLoader(
+        _Guarded(batches),
         batch_size=None,
         sampler=range(first_step, last_step + 1),
         num_workers=workers,
         prefetch_factor=4 if workers else None,
-        multiprocessing_context="fork" if workers else None,  # the embedder's processor need not be pickled
+        multiprocessing_context="fork" if workers else None,  # neither processor nor tables need be pickled
         worker_init_fn=_single_thread if workers else None,
     )
+    try:
+        for batch in loader:
+            if isinstance(batch, FANoiseError):
+                raise batch
+            yield batch
+    except RuntimeError as error:
+        if not str(error).startswith("DataLoader worker"):
+            raise
+        raise TrainingError(
+            f"a data worker died ({str(error).splitlines()[0].strip()}); it may have run out of memory, lower "
+            "data.workers"
+        ) from None
+
+
+class _Guarded(Dataset[StepBatch | FANoiseError]):
+    """Hands errors on as values: torch would raise them again with the worker's traceback as their message."""
+
+    def __init__(self, batches: StepBatches) -> None:
+        self._batches = batches
+
+    def __getitem__(self, step: int) -> StepBatch | FANoiseError:
+        try:
+            return self._batches[step]
+        except FANoiseError as error:
+            return error
 
 
 def _single_thread(worker: int) -> None:

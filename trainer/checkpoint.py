@@ -1,71 +1,137 @@
-"""Checkpoints that are whole or absent, and the exact way back.
+"""Checkpoints that are whole or absent, hold no pickle, and fit any ZeRO stage and number of processes.
 
-Only parameters, optimiser and schedule are state. Data order, augmentation, dropout and noise are functions of
-(seed, step), so a resumed run repeats the losses of an uninterrupted one.
+`checkpoints/step_N/` holds safetensors files of at most about a gigabyte, fp32, by parameter name: `weights-*` (the
+trainable parameters), `exp_avg-*` and `exp_avg_sq-*` (AdamW's means); and `state.json`, with step counts, the position
+of the schedule, and the digest of every file. Nothing else is state: data order, augmentation, dropout and noise are
+functions of (seed, step), so a resumed run repeats the losses of an uninterrupted one. Process 0 writes and reads, one
+tensor at a time; no process ever holds all of them.
 """
 
 import json
 import re
 import shutil
+import sys
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
+import deepspeed
+import torch
 import torch.distributed as dist
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
 
-from fanoise.distributed import rank
+from fanoise.distributed import rank, world_size
 from fanoise.errors import ArtifactError, TrainingError
-from fanoise.storage import sync_files, write_atomic
+from fanoise.storage import sha256_file, staged_directory, write_atomic
+from trainer.full_state import (
+    MOMENTS,
+    WEIGHTS,
+    full_shape,
+    full_tensors,
+    optimizer_steps,
+    refresh_model,
+    set_full_tensor,
+    set_optimizer_steps,
+    trainable_parameters,
+)
 
 _FOLDER = "checkpoints"
 _NAME = re.compile(r"step_(\d+)")
+_STATE_FILE = "state.json"
+_FORMAT_VERSION = 1
+_FILE_BYTES = 2**30
 
 
 def save_checkpoint(engine: Any, run: Path, step: int, *, keep: int) -> None:
-    """Write `checkpoints/step_N` under a temporary name, rename it, then drop the oldest beyond `keep`."""
+    """Write `checkpoints/step_N`, then drop the oldest beyond `keep`. Called by all processes.
+
+    Raises: TrainingError on all of them when it cannot be written; the older ones then still stand.
+    """
     folder = run / _FOLDER
-    partial = f".partial-step_{step}"
-    if rank() == 0:
-        shutil.rmtree(folder / partial, ignore_errors=True)
-    dist.barrier()
-    try:
-        engine.save_checkpoint(
-            str(folder), tag=partial, client_state={"step": step}, save_latest=False, exclude_frozen_parameters=True
-        )
-        dist.barrier()
-        if rank() == 0:
-            sync_files(folder / partial)
-    except (OSError, RuntimeError) as error:  # torch.save reports a full disk as a RuntimeError
-        shutil.rmtree(folder / partial, ignore_errors=True)
+    if step == 0:
+        set_optimizer_steps(engine, 0)  # before its first step AdamW has nothing to write
+    facts = {
+        "step": step,
+        "optimizer_steps": optimizer_steps(engine),
+        "schedule": engine.lr_scheduler.state_dict(),
+    }
+    failure = _write(engine, folder / f"step_{step}", (WEIGHTS, *MOMENTS), facts)
+    if failure:
         raise TrainingError(
-            f"{folder}: the checkpoint of step {step} could not be written ({error}); older ones are intact"
-        ) from error
+            f"{folder}: the checkpoint of step {step} could not be written ({failure}); older ones are intact: "
+            "make room and go on with --resume auto"
+        )
     if rank() == 0:
-        final = folder / f"step_{step}"
-        shutil.rmtree(final, ignore_errors=True)
-        (folder / partial).rename(final)
-        for old in _steps(run)[:-keep]:
+        steps = _steps(run)
+        # what is beyond this step was damaged, and passed over when the run was resumed
+        for old in {*steps[: steps.index(step) + 1][:-keep], *(other for other in steps if other > step)}:
             shutil.rmtree(folder / f"step_{old}", ignore_errors=True)
-    dist.barrier()
+        for leftover in folder.glob(".partial-step_*"):  # of a killed run that saved at other steps
+            shutil.rmtree(leftover, ignore_errors=True)
 
 
 def load_newest_checkpoint(engine: Any, run: Path) -> int:
-    """Restore the newest checkpoint; returns its step, 0 when there is none."""
-    steps = _steps(run)
-    if not steps:
+    """Restore the newest intact checkpoint; returns its step, 0 when there is none. Called by all processes.
+
+    A damaged one is passed over with a note on stderr: the run repeats the steps since the one before it, and their
+    losses. The caller cuts the logs (`cut_log`) to the step returned.
+    Raises: ArtifactError when all are damaged, or hold other parameters than the model's.
+    """
+    facts = _on_first_process(lambda: _newest_intact(engine, run), engine)
+    if facts is None:
         return 0
-    name = f"step_{steps[-1]}"
-    try:
-        path, state = engine.load_checkpoint(str(run / _FOLDER), tag=name, load_module_strict=False)
-    except Exception as error:  # DeepSpeed raises anything from AssertionError to UnpicklingError
-        raise ArtifactError(
-            f"{run / _FOLDER / name}: the checkpoint cannot be loaded ({(str(error) or repr(error)).splitlines()[0]}); "
-            "resume with the ZeRO stage and number of processes it was written with, or delete that folder"
-        ) from error
-    if path is None:
-        raise ArtifactError(
-            f"{run / _FOLDER / name}: the checkpoint cannot be loaded; delete that folder and resume again"
+    set_optimizer_steps(engine, facts["optimizer_steps"])
+    _read(engine, run / _FOLDER / f"step_{facts['step']}", (WEIGHTS, *MOMENTS), facts["files"])
+    engine.lr_scheduler.load_state_dict(facts["schedule"])
+    for group, lr in zip(engine.optimizer.param_groups, engine.lr_scheduler.get_last_lr(), strict=True):
+        group["lr"] = lr  # the schedule sets it only at its next step
+    engine.global_steps = facts["step"]
+    return facts["step"]
+
+
+def save_weights(engine: Any, folder: Path) -> None:
+    """Replace `folder` by the trainable weights of now (fp32), without AdamW's means. Called by all processes.
+
+    Save before the checkpoint of the same step: what a kill interrupts here, the resumed run then repeats.
+    Raises: TrainingError on all processes when it cannot be written; what was in `folder` then still stands.
+    """
+    failure = _write(engine, folder, (WEIGHTS,), {})
+    if failure:
+        raise TrainingError(
+            f"{folder}: the weights could not be written ({failure}); the checkpoints are intact: make room and go on "
+            "with --resume auto"
         )
-    return int(state["step"])
+
+
+def load_weights(engine: Any, folder: Path) -> None:
+    """Put what `save_weights` wrote into the model and the optimiser's masters. Called by all processes.
+
+    Raises: ArtifactError when it is missing, damaged, or of another model.
+    """
+    facts = _on_first_process(lambda: _intact(engine, folder, (WEIGHTS,)), engine)
+    _read(engine, folder, (WEIGHTS,), facts["files"])
+
+
+def gathered_state_dict(engine: Any, lora: bool) -> dict[str, Tensor] | None:
+    """What `save_pretrained` needs under ZeRO 3, where every process holds a part of each parameter.
+
+    Args:
+        lora: only the trainable parameters, not those of the base.
+    Returns: the whole tensors on the CPU of process 0, in the model's dtype; none elsewhere, and in other stages, where
+        the model itself is whole.
+    """
+    model = engine.module.model
+    if not any(hasattr(parameter, "ds_id") for parameter in model.parameters()):
+        return None
+    state = {}
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad or not lora:
+            with deepspeed.zero.GatheredParameters([parameter]):
+                if rank() == 0:
+                    state[name] = parameter.detach().to("cpu", copy=True)
+    return state if rank() == 0 else None
 
 
 def cut_log(file: Path, step: int) -> None:
@@ -85,3 +151,152 @@ def cut_log(file: Path, step: int) -> None:
 def _steps(run: Path) -> list[int]:
     matches = (_NAME.fullmatch(path.name) for path in (run / _FOLDER).glob("step_*"))
     return sorted(int(match[1]) for match in matches if match)
+
+
+def _write(engine: Any, folder: Path, kinds: tuple[str, ...], facts: dict[str, Any]) -> str | None:
+    """Returns what went wrong on process 0, on all processes."""
+    tensors = ((kind, name, tensor) for kind in kinds for name, tensor in full_tensors(engine, kind))
+    failure = None
+    if rank() == 0:
+        try:
+            with staged_directory(folder) as staging:
+                files = _write_files(staging, tensors)
+                state = {"format_version": _FORMAT_VERSION, **facts, "files": files}
+                write_atomic(staging / _STATE_FILE, json.dumps(state, indent=2) + "\n")
+        except (OSError, RuntimeError, SafetensorError) as error:
+            failure = _one_line(error)
+    for _ in tensors:  # the other processes, and a first one that failed, still take part in the gathering
+        pass
+    return _broadcast_json(failure, _device(engine))
+
+
+def _write_files(folder: Path, tensors: Iterable[tuple[str, str, Tensor]]) -> dict[str, str]:
+    """Returns the digest of each file."""
+    digests: dict[str, str] = {}
+    for kind, content in _portions(tensors):
+        file = folder / f"{kind}-{len(digests):05}.safetensors"
+        save_file(content, file)
+        digests[file.name] = sha256_file(file)
+    return digests
+
+
+def _portions(tensors: Iterable[tuple[str, str, Tensor]]) -> Iterator[tuple[str, dict[str, Tensor]]]:
+    """Tensors of one kind, by name, until they fill a file."""
+    portion: dict[str, Tensor] = {}
+    portion_kind, size = "", 0
+    for kind, name, tensor in tensors:
+        tensor = tensor.to("cpu", torch.float32, copy=True).contiguous()
+        if portion and (kind != portion_kind or size + tensor.nbytes > _FILE_BYTES):
+            yield portion_kind, portion
+            portion, size = {}, 0
+        portion[name], portion_kind, size = tensor, kind, size + tensor.nbytes
+    if portion:
+        yield portion_kind, portion
+
+
+def _read(engine: Any, folder: Path, kinds: tuple[str, ...], files: Iterable[str]) -> None:
+    for kind in kinds:
+        source = _by_name(folder, kind, files) if rank() == 0 else {}
+        for name, parameter in trainable_parameters(engine).items():
+            shape = full_shape(parameter)
+            value = source[name].get_tensor(name) if rank() == 0 else torch.empty(shape)
+            value = value.to(_device(engine))
+            if world_size() > 1:
+                dist.broadcast(value, src=0)
+            set_full_tensor(engine, parameter, kind, value)
+    refresh_model(engine)
+
+
+def _by_name(folder: Path, kind: str, files: Iterable[str]) -> dict[str, Any]:
+    """For each tensor of a kind the open file it is in."""
+    opened = [safe_open(folder / file, framework="pt") for file in files if file.rpartition("-")[0] == kind]
+    return {name: file for file in opened for name in file.keys()}
+
+
+def _newest_intact(engine: Any, run: Path) -> dict[str, Any] | None:
+    folder, damaged = run / _FOLDER, []
+    for step in reversed(_steps(run)):
+        try:
+            facts = _intact(engine, folder / f"step_{step}", (WEIGHTS, *MOMENTS))
+        except _Damaged as error:
+            damaged.append(str(error))
+            continue
+        if damaged:
+            print(f"note: {'; '.join(damaged)}; going on from step_{step}, which is intact", file=sys.stderr)
+        return facts
+    if damaged:
+        raise ArtifactError(
+            f"{'; '.join(damaged)}; no checkpoint is intact: restore one, or delete {folder} to start again"
+        )
+    return None
+
+
+class _Damaged(ArtifactError):
+    pass
+
+
+def _intact(engine: Any, folder: Path, kinds: tuple[str, ...]) -> dict[str, Any]:
+    """What `state.json` says, once every file is found to be as it was written."""
+    try:
+        facts = json.loads((folder / _STATE_FILE).read_text())
+        version, files = facts["format_version"], facts["files"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise _Damaged(f"{folder} is damaged ({_STATE_FILE}: {_one_line(error)})") from None
+    if version != _FORMAT_VERSION:
+        raise ArtifactError(
+            f"{folder}: written by another version of fanoise (format_version {version}, expected {_FORMAT_VERSION}); "
+            "resume with that version, or start in another output_dir"
+        )
+    for name, digest in files.items():
+        try:
+            found = sha256_file(folder / name)
+        except OSError as error:
+            raise _Damaged(f"{folder} is damaged ({name}: {error.strerror})") from None
+        if found != digest:
+            raise _Damaged(f"{folder} is damaged ({name} has changed since it was written)")
+    expected = {name: list(full_shape(value)) for name, value in trainable_parameters(engine).items()}
+    for kind in kinds:
+        stored = {
+            name: file.get_slice(name).get_shape() for name, file in _by_name(folder, kind, facts["files"]).items()
+        }
+        different = sorted(name for name in expected.keys() | stored.keys() if expected.get(name) != stored.get(name))
+        if different:
+            raise ArtifactError(
+                f"{folder}: written for another model ({different[0]} is {stored.get(different[0], 'missing')}, "
+                f"the model has {expected.get(different[0], 'none')}); resume with the settings it was written with"
+            )
+    return facts
+
+
+def _on_first_process(look: Any, engine: Any) -> Any:
+    """What `look` returns, or the ArtifactError it raises, on process 0, for all processes."""
+    answer: dict[str, Any] = {}
+    if rank() == 0:
+        try:
+            answer = {"found": look()}
+        except ArtifactError as error:
+            answer = {"error": str(error)}
+    answer = _broadcast_json(answer, _device(engine))
+    if "error" in answer:
+        raise ArtifactError(answer["error"])
+    return answer["found"]
+
+
+def _broadcast_json(value: Any, device: torch.device) -> Any:
+    """Process 0's value, on all processes."""
+    if world_size() == 1:
+        return value
+    data = torch.frombuffer(bytearray(json.dumps(value).encode()), dtype=torch.uint8).to(device)
+    size = torch.tensor([len(data)], device=device)
+    dist.broadcast(size, src=0)
+    data = data if rank() == 0 else torch.empty(int(size), dtype=torch.uint8, device=device)
+    dist.broadcast(data, src=0)
+    return json.loads(bytes(data.cpu().numpy()))
+
+
+def _device(engine: Any) -> torch.device:
+    return next(engine.module.parameters()).device
+
+
+def _one_line(error: Exception) -> str:
+    return (str(error) or repr(error)).splitlines()[0]

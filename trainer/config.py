@@ -227,3 +227,11 @@ class RunConfig:
             raise ConfigError(
                 f"data.weights has {len(self.data.weights)} entries for {len(self.data.pairs)} pair files"
             )
+
+    def needs_complete_batches(self, processes: int) -> bool:
+        """Whether every process must run every part of the model in every call, images or not.
+
+        Processes that share out parameters (ZeRO 3), or gradients of parts that not all of them ran, would wait for
+        each other for ever.
+        """
+        return processes > 1 and (self.zero_stage == 3 or (self.zero_stage > 0 and not self.lora.enabled))

@@ -3,6 +3,8 @@
 import json
 import os
 import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +13,7 @@ import torch
 from transformers import get_linear_schedule_with_warmup
 
 from fanoise.embedder import EmbeddingModel
+from fanoise.errors import ConfigError
 from trainer.config import RunConfig
 
 _ZERO_FILES = Path(__file__).parent / "deepspeed"
@@ -35,11 +38,19 @@ def init_process_group() -> torch.device:
 
 
 def resolve_dtype(config: RunConfig) -> torch.dtype:
-    """The training dtype that `precision` means on this machine."""
+    """The training dtype that `precision` means on this machine.
+
+    Raises: ConfigError for bf16 under ZeRO 0, where chunks' gradients would be added up in bf16, and no fp32 master of
+    a weight is kept.
+    """
     supported = torch.cuda.is_available() and torch.cuda.is_bf16_supported()
-    if config.precision == "auto":
-        return torch.bfloat16 if supported else torch.float32
-    return torch.bfloat16 if config.precision == "bf16" else torch.float32
+    bf16 = config.precision == "bf16" or (config.precision == "auto" and supported)
+    if bf16 and config.zero_stage == 0:
+        raise ConfigError(
+            f"zero_stage 0 trains in fp32 only, and precision {config.precision} is bf16 on this machine; "
+            "take zero_stage 1 or higher, or precision fp32"
+        )
+    return torch.bfloat16 if bf16 else torch.float32
 
 
 def make_engine(module: EmbeddingModel, config: RunConfig) -> Any:
@@ -50,10 +61,24 @@ def make_engine(module: EmbeddingModel, config: RunConfig) -> Any:
         trainable, lr=config.optimizer.lr, weight_decay=config.optimizer.weight_decay, betas=(0.9, 0.999)
     )
     schedule = get_linear_schedule_with_warmup(optimizer, config.optimizer.warmup_steps, config.max_steps)
-    engine, *_ = deepspeed.initialize(
-        model=module, optimizer=optimizer, lr_scheduler=schedule, config=_deepspeed_config(config)
-    )
+    with _without_compiler():
+        engine, *_ = deepspeed.initialize(
+            model=module, optimizer=optimizer, lr_scheduler=schedule, config=_deepspeed_config(config)
+        )
     return engine
+
+
+@contextmanager
+def _without_compiler() -> Iterator[None]:
+    """For ZeRO, DeepSpeed compiles an optimiser that nobody asked for (Muon): a second or two of every start."""
+    before = os.environ.get("TORCHDYNAMO_DISABLE")
+    os.environ["TORCHDYNAMO_DISABLE"] = "1"
+    try:
+        yield
+    finally:
+        del os.environ["TORCHDYNAMO_DISABLE"]
+        if before is not None:
+            os.environ["TORCHDYNAMO_DISABLE"] = before
 
 
 def _deepspeed_config(config: RunConfig) -> dict[str, Any]:
@@ -69,7 +94,7 @@ def _deepspeed_config(config: RunConfig) -> dict[str, Any]:
     if "wandb" in monitors:
         monitors["wandb"] = {"enabled": True, "project": config.output_dir.name}
     bf16 = resolve_dtype(config) is torch.bfloat16
-    if bf16 and config.zero_stage > 0:  # DeepSpeed would add up the chunks' gradients in bf16; stage 0 can only that
+    if bf16:  # DeepSpeed would add up the chunks' gradients in bf16
         settings["data_types"] = {"grad_accum_dtype": "fp32"}
     return {
         **settings,

@@ -51,23 +51,29 @@ def gradcache_backward(engine: Any, sides: dict[str, list[ModelBatch]], loss_of:
     loss = loss_of(gathered)
     gradients = dict(zip(gathered, torch.autograd.grad(loss, list(gathered.values())), strict=True))
 
-    after = _rng_state()
-    for number, (side, chunk) in enumerate(calls):
-        if keep_graph:
-            embeddings = outputs[number]
-        else:
-            _set_rng_state(states[number])  # the same dropout masks as in the first pass
-            embeddings = engine(chunk)
+    def carried(number: int, embeddings: Tensor) -> Tensor:
+        """The scalar whose gradient is this call's share of the loss's."""
+        side = calls[number][0]
         if side == _IDLE:
-            gradient = torch.zeros_like(embeddings)
-        else:
-            start = starts[side]
-            starts[side] += embeddings.shape[0]
-            # DeepSpeed averages over processes, the loss does not: it is already that of the whole batch
-            gradient = gradients[side][start : starts[side]] * world_size()
+            return embeddings.sum() * 0
+        start = starts[side]
+        starts[side] += embeddings.shape[0]
+        # DeepSpeed averages over processes, the loss does not: it is already that of the whole batch
+        return (embeddings * gradients[side][start : starts[side]] * world_size()).sum()
+
+    if keep_graph:
+        # in one pass: ZeRO 3 adds a backward pass to the one before only where a forward pass came between, else it
+        # silently overwrites the gradient
+        engine.set_gradient_accumulation_boundary(True)
+        engine.backward(sum(carried(number, output) for number, output in enumerate(outputs)), scale_wrt_gas=False)
+        return loss.detach()
+    after = _rng_state()
+    for number, (_, chunk) in enumerate(calls):
+        _set_rng_state(states[number])  # the same dropout masks as in the first pass
+        share = carried(number, engine(chunk))
         # Without the boundary, ZeRO 2 reduces after every chunk and is silently wrong.
         engine.set_gradient_accumulation_boundary(number == len(calls) - 1)
-        engine.backward((embeddings * gradient).sum(), scale_wrt_gas=False)
+        engine.backward(share, scale_wrt_gas=False)
     _set_rng_state(after)
     return loss.detach()
 

@@ -2,15 +2,20 @@
 
 Columns are qry, qry_image_path, pos_text, pos_image_path and often neg_text, neg_image_path; '' is a missing text or
 image. Instructions are part of the texts, so a model trained on them needs no prompt of its own.
+
+A set lies at hf://datasets/TIGER-Lab/MMEB-train/SET/original-00000-of-00001.parquet. Its images are in the
+repository's images_zip/, an archive or more a set: fetch those and unpack each into one folder,
+`unzip -d FOLDER/images SET.zip`, after which the image paths start in FOLDER.
 """
 
 import re
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from fanoise.catalog import Item, read_rows
+from fanoise.catalog import read_rows
 from fanoise.errors import CatalogError
-from trainer.pairs import Pair
+from trainer.pair_table import Content, PairRow, PairTable
 
 IMAGE_PLACEHOLDER = "<|image_1|>"
 """Marks an image's place in a text, whatever the backbone; ours place the image themselves."""
@@ -45,64 +50,63 @@ def eval_name(train_name: str) -> str:
     return re.sub(r"_(?=\d)", "-", train_name)
 
 
-def read_mmeb_train(path: str | Path, *, images: str | Path) -> list[Pair]:
-    """Read one set's file; image paths are relative to `images`, and no image is opened.
+def read_mmeb_train(path: str | Path, *, images: str | Path) -> PairTable:
+    """Read one set's file row by row; image paths are relative to `images`, and no image is opened.
 
     A placeholder without a path is an error, but for the queries of a set in which no query has an image: those of
     WebQA are published that way.
 
     Raises: CatalogError naming file, row and remedy.
     """
-    path, images = Path(path), Path(images)
-    pairs: list[Pair] = []
+    path = Path(path)
+    return PairTable.store(_rows(path), path=path, images=Path(images))
+
+
+def _rows(path: Path) -> Iterator[PairRow]:
     lost: int | None = None
+    query_images = False
     for number, row in read_rows(path):
         if missing := [name for name in _REQUIRED if name not in row]:
             raise CatalogError(f"{path}: no column {missing[0]!r}; MMEB-train has {', '.join(_REQUIRED)}")
-        query, positive, negative = (_item(path, number, row, side, images) for side in _SIDES)
-        if query is None or positive is None:
-            column = _SIDES["query" if query is None else "positive"]
-            raise CatalogError(f"{path}: row {number}: fill {column[0]}, {column[1]} or both, or drop the row")
+        try:
+            checked = _check(row)
+        except CatalogError as error:
+            raise CatalogError(f"{path}: row {number}: {error}") from None
+        query_images |= checked.query[1] is not None
         if lost is None and _has_lost_image(row, "query"):
             lost = number
-        for side in ("positive", "negative"):
-            if _has_lost_image(row, side):
-                raise _lost_image(path, number, side)
-        pairs.append(Pair(query=query, positive=positive, negative=negative))
-    if not pairs:
-        raise CatalogError(f"{path}: no pairs in this file; it needs at least one row")
-    if lost is not None and any(pair.query.image is not None for pair in pairs):
-        raise _lost_image(path, lost, "query")
-    return pairs
+        yield checked
+    if lost is not None and query_images:
+        raise CatalogError(f"{path}: row {lost}: {_lost_image('query')}")
 
 
-def _item(path: Path, number: int, row: dict[str, Any], side: str, images: Path) -> Item | None:
-    for column in _SIDES[side]:
-        if not isinstance(row.get(column), str | None):
+def _check(row: dict[str, Any]) -> PairRow:
+    query, positive, negative = (_content(row, *columns) for columns in _SIDES.values())
+    for side, content in (("query", query), ("positive", positive)):
+        if content == (None, None):
+            text, image = _SIDES[side]
+            raise CatalogError(f"fill {text}, {image} or both, or drop the row")
+    for side in ("positive", "negative"):
+        if _has_lost_image(row, side):
+            raise CatalogError(_lost_image(side))
+    return PairRow(query, positive, [] if negative == (None, None) else [negative])
+
+
+def _content(row: dict[str, Any], *columns: str) -> Content:
+    text, image = (row.get(column) for column in columns)
+    for column, value in zip(columns, (text, image), strict=True):
+        if not isinstance(value, str | None):
             raise CatalogError(
-                f"{path}: row {number}: {column} is a {type(row[column]).__name__}, must be a string; "
-                "write one string a row, '' if there is none"
+                f"{column} is a {type(value).__name__}, must be a string; write one string a row, '' if there is none"
             )
-    text, image = (row.get(column) for column in _SIDES[side])
-    text = (text or "").replace(IMAGE_PLACEHOLDER, "").strip() or None
-    if text is None and image is None:
-        return None
-    return Item(
-        # every set's file has the same name; its folder tells them apart
-        id=f"{path.parent.name}/{path.name}:{number}",
-        text=text,
-        image=None if image is None else images / image,
-    )
+    return (text or "").replace(IMAGE_PLACEHOLDER, "").strip() or None, image
 
 
 def _has_lost_image(row: dict[str, Any], side: str) -> bool:
-    text, image = (row.get(column) for column in _SIDES[side])
-    return image is None and IMAGE_PLACEHOLDER in (text or "")
-
-
-def _lost_image(path: Path, number: int, side: str) -> CatalogError:
     text, image = _SIDES[side]
-    return CatalogError(
-        f"{path}: row {number}: {text} has {IMAGE_PLACEHOLDER} but {image} is empty; "
-        f"fill {image}, or take the placeholder out of {text}"
-    )
+    return row.get(image) is None and IMAGE_PLACEHOLDER in (row.get(text) or "")
+
+
+def _lost_image(side: str) -> str:
+    text, image = _SIDES[side]
+    return f"{text} has {IMAGE_PLACEHOLDER} but {image} is empty; fill {image}, or take the placeholder out of {text}"

@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import deepspeed
 import peft
@@ -12,23 +13,36 @@ from fanoise.noise import noise_in_logits
 from trainer.config import RunConfig
 
 
-def model_card(config: RunConfig, metrics: Path, *, seconds: float, dim: int, device: str) -> str:
-    """Markdown with the hub's YAML header."""
+def model_card(config: RunConfig, metrics: Path, *, dim: int, device: str, best: dict[str, Any] | None) -> str:
+    """Markdown with the hub's YAML header.
+
+    Args:
+        best: the best validation of the run, none without held-out pairs.
+    """
     rows = [json.loads(line) for line in metrics.read_text().splitlines()]
     last = sum(row["loss"] for row in rows[-20:]) / max(1, len(rows[-20:]))
-    noise = config.noise
-    how = (
-        "none (baseline)"
-        if noise.strength == 0
-        else f"FANoise, {noise.scaling}, strength {noise.strength} "
-        f"({noise_in_logits(noise.strength, dim, config.temperature):.2f} logits), sides: {noise.sides}"
-    )
-    weights = f"LoRA, rank {config.lora.rank}" if config.lora.enabled else "all parameters"
-    libraries = (torch, transformers, peft, deepspeed)
-    versions = ", ".join(f"{library.__name__} {library.__version__}" for library in libraries)
+    facts = {
+        "noise in training": _noise(config, dim),
+        "weights trained": _weights(config),
+        "steps × pairs": f"{len(rows)} × {config.batch_size}",
+        "pairs from": ", ".join("/".join(Path(path).parts[-2:]) for path in config.data.pairs),
+        "learning rate, temperature, seed": f"{config.optimizer.lr}, {config.temperature}, {config.seed}",
+        "mean loss of the last 20 steps": f"{last:.4f}",
+        "time": f"{sum(row['seconds'] for row in rows):.0f} s on {device}",
+        "versions": ", ".join(
+            f"{library.__name__} {library.__version__}" for library in (torch, transformers, peft, deepspeed)
+        ),
+    }
+    if extras := _loss(config):
+        facts["loss"] = extras
+    if best is not None:
+        kept = "" if config.validation.keep == "last" else "; these weights"
+        facts["held-out pairs"] = f"recall@1 {best['recall@1']:.3f}, MRR {best['mrr']:.3f} at step {best['step']}{kept}"
+    table = "\n".join(f"| {name} | {value} |" for name, value in facts.items())
+    base = f"base_model: {config.model.base}\n" if not Path(config.model.base).exists() else ""
     return f"""---
 library_name: fanoise
-tags: [feature-extraction, image-text-retrieval, fanoise]
+{base}tags: [feature-extraction, image-text-retrieval, fanoise]
 ---
 # {config.output_dir.name}
 
@@ -36,14 +50,7 @@ Image-text embedder, {dim} dimensions, trained with InfoNCE from `{Path(config.m
 
 | | |
 |---|---|
-| noise in training | {how} |
-| weights trained | {weights} |
-| steps × pairs | {config.max_steps} × {config.batch_size} |
-| pairs from | {", ".join("/".join(Path(path).parts[-2:]) for path in config.data.pairs)} |
-| learning rate, temperature, seed | {config.optimizer.lr}, {config.temperature}, {config.seed} |
-| mean loss of the last 20 steps | {last:.4f} |
-| time | {seconds:.0f} s on {device} |
-| versions | {versions} |
+{table}
 
 ```python
 from fanoise import Embedder, Item
@@ -54,3 +61,31 @@ vectors = embedder.encode([Item(text="a red mug")], role="query")
 
 Encoding is always noise-free. Every setting is in `config.yaml`, every step in `metrics.jsonl`.
 """
+
+
+def _noise(config: RunConfig, dim: int) -> str:
+    noise = config.noise
+    if noise.strength == 0:
+        return "none (baseline)"
+    if noise.position == "input":
+        return f"NEFTune, strength {noise.strength}"
+    logits = noise_in_logits(noise.strength, dim, config.temperature)
+    return f"FANoise, {noise.scaling}, strength {noise.strength} ({logits:.2f} logits), sides: {noise.sides}"
+
+
+def _weights(config: RunConfig) -> str:
+    if not config.lora.enabled:
+        return "all parameters"
+    return f"{'DoRA' if config.lora.dora else 'LoRA'}, rank {config.lora.rank}"
+
+
+def _loss(config: RunConfig) -> str:
+    loss = config.loss
+    parts = [
+        f"negatives weighted by hardness {loss.hardness:g} (LLaVE)" if loss.hardness else "",
+        ""
+        if loss.false_negative_margin is None
+        else f"negatives {loss.false_negative_margin:g} above the positive left out (UniME)",
+        f"dropout pairs with weight {loss.dropout_pairs:g} (SimCSE)" if loss.dropout_pairs else "",
+    ]
+    return ", ".join(part for part in parts if part)

@@ -1,5 +1,6 @@
 """From the gathered clean embeddings of a step to its loss: noise on the chosen sides, then InfoNCE."""
 
+import sys
 from dataclasses import dataclass
 
 import torch
@@ -7,7 +8,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from fanoise.loss import info_nce
-from fanoise.noise import FANoise, NoiseConfig, decompose, noise_energy
+from fanoise.noise import FANoise, NoiseConfig
+from trainer.config import LossConfig
 
 
 @dataclass(frozen=True)
@@ -21,64 +23,86 @@ class Labels:
     rows_per_process: tuple[int, ...]
     """Queries, and positives, of each process; their sum is G."""
 
+    def has_negatives(self) -> bool:
+        """Whether at least one query has anything to be told apart from."""
+        return len(self.negative_owner) > 0 or bool((~self.exclude).sum() > len(self.exclude))
+
 
 class Objective:
     """Noisy InfoNCE. Every process draws the same noise, from generators seeded by (seed, step, side)."""
 
-    def __init__(self, noise: NoiseConfig, *, temperature: float, seed: int) -> None:
-        self._config = noise
+    def __init__(
+        self,
+        noise: NoiseConfig,
+        *,
+        temperature: float,
+        seed: int,
+        loss: LossConfig | None = None,
+        last_step: int = sys.maxsize,
+    ) -> None:
+        self.noise = noise
         self.temperature = temperature
         self._seed = seed
-        self._noise = FANoise(
+        self._loss = loss or LossConfig()
+        self._last_step = last_step
+        self._module = FANoise(
             noise.strength,
             noise.scaling,
             energy_matched=noise.energy_matched,
             features=noise.features,
             renormalize=noise.renormalize,
         )
+        self.spectra: dict[str, Tensor] = {}
+        """Singular values of the sides perturbed in the last step, for logging; of the last process if local."""
 
-    def loss(self, query: Tensor, item: Tensor, labels: Labels, *, step: int) -> Tensor:
+    def strength_at(self, step: int) -> float:
+        return self.noise.strength_at(step, self._last_step)
+
+    def loss(self, query: Tensor, item: Tensor, labels: Labels, *, step: int, view: Tensor | None = None) -> Tensor:
         """[G, D] queries and [G + mined negatives, D] items to a scalar; the positive of query i is item i.
 
         Rows have unit length, unless `features` is raw.
+
+        Args:
+            view: [G, D], the queries encoded a second time, for `loss.dropout_pairs`; never perturbed.
         """
         rows = query.shape[0]
-        query = self._perturb(query, "query", labels, step)
+        noisy_query = self._perturb(query, "query", labels, step)
         item = self._perturb(item, "target", labels, step)
         negatives = mask = None
         if len(labels.negative_owner):
             negatives, mask = _by_owner(item[rows:], labels.negative_owner, rows)
-        return info_nce(
-            query,
+        loss = info_nce(
+            noisy_query,
             item[:rows],
             temperature=self.temperature,
             negatives=negatives,
             negatives_mask=mask,
             exclude=labels.exclude,
+            hardness=self._loss.hardness,
+            false_negative_margin=self._loss.false_negative_margin,
         )
-
-    def strength_at(self, step: int) -> float:
-        return self._config.strength_at(step)
-
-    def energy(self, embeddings: Tensor) -> float:
-        """Expected noise-to-signal energy of a unit row at this batch's spectrum, for strength 1 (isotropic: 1)."""
-        spectrum = decompose(embeddings)
-        return noise_energy(
-            spectrum.sigma, embeddings.shape[1], self._config.scaling, energy_matched=self._config.energy_matched
-        )
+        if view is not None:
+            clean, view = F.normalize(query, dim=-1), F.normalize(view, dim=-1)
+            pairs = info_nce(clean, view, temperature=self.temperature, exclude=labels.exclude)
+            loss = loss + self._loss.dropout_pairs * pairs
+        return loss
 
     def _perturb(self, embeddings: Tensor, side: str, labels: Labels, step: int) -> Tensor:
-        self._noise.strength = self._config.strength_at(step)
-        if self._config.sides not in ("both", side) or self._noise.strength == 0:
-            return F.normalize(embeddings, dim=-1) if self._config.features == "raw" else embeddings
+        strength = self.strength_at(step)
+        if self.noise.position == "input" or self.noise.sides not in ("both", side) or strength == 0:
+            return F.normalize(embeddings, dim=-1) if self.noise.features == "raw" else embeddings
         generator = torch.Generator().manual_seed(_mix(self._seed, step, side))
-        if self._config.spectrum == "global":
-            return self._noise(embeddings, generator)
-        process = _process_of_rows(labels, embeddings.device)[: embeddings.shape[0]]
-        noisy = torch.empty_like(embeddings)
-        for number in range(len(labels.rows_per_process)):
-            rows = (process == number).nonzero()[:, 0]
-            noisy = noisy.index_copy(0, rows, self._noise(embeddings[rows], generator))
+        if self.noise.spectrum == "global":
+            noisy = self._module(embeddings, generator, strength=strength)
+        else:
+            process = _process_of_rows(labels, embeddings.device)[: embeddings.shape[0]]
+            noisy = torch.empty_like(embeddings)
+            for number in range(len(labels.rows_per_process)):
+                rows = (process == number).nonzero()[:, 0]
+                noisy = noisy.index_copy(0, rows, self._module(embeddings[rows], generator, strength=strength))
+        if self._module.sigma is not None:
+            self.spectra[side] = self._module.sigma
         return noisy
 
 

@@ -1,14 +1,15 @@
 """Pair files: which query belongs to which item, and what must not count as a negative."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+import math
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from fanoise.catalog import Item, read_rows
+from fanoise.catalog import read_rows
 from fanoise.errors import CatalogError
+from trainer.pair_table import Content, Pair, PairRow, PairTable, pair_keys
 
 COLUMNS = (
     "query_text",
@@ -19,68 +20,83 @@ COLUMNS = (
     "negative_image",
     "group",
 )
+_NOTHING = (None, None)
 
 
-@dataclass(frozen=True, kw_only=True)
-class Pair:
-    """A query with its positive, optionally a mined negative."""
+def read_pairs(path: str | Path, *, images: str | Path | None = None) -> PairTable:
+    """Read a CSV, JSONL or Parquet file with the columns of `COLUMNS`, row by row.
 
-    query: Item
-    positive: Item
-    negative: Item | None = None
-    group: str = ""
-    """Pairs of one non-empty group answer each other's queries."""
+    In JSONL and Parquet a pair may have several mined negatives: `negative_text` and `negative_image` are then lists,
+    one of them or both, in which the same place belongs to the same negative.
 
-
-def read_pairs(path: str | Path) -> list[Pair]:
-    """Read a CSV, JSONL or Parquet file with the columns of `COLUMNS`; images relative to the file.
-
+    Args:
+        images: where relative image paths start; by default beside the file.
     Raises: CatalogError naming file, row and remedy.
     """
     path = Path(path)
-    pairs = []
-    for number, row in read_rows(path):
-        if unknown := [name for name in row if name not in COLUMNS]:
-            raise CatalogError(
-                f"{path}: row {number}: unknown column {unknown[0]!r}; the columns are {', '.join(COLUMNS)}"
-            )
-        query, positive, negative = (_item(path, number, row, side) for side in ("query", "positive", "negative"))
-        if query is None or positive is None:
-            missing = "query" if query is None else "positive"
-            raise CatalogError(f"{path}: row {number}: fill {missing}_text, {missing}_image or both")
-        group = "" if row.get("group") is None else str(row["group"])
-        pairs.append(Pair(query=query, positive=positive, negative=negative, group=group))
-    if not pairs:
-        raise CatalogError(f"{path}: no pairs in this file; it needs at least one row")
-    return pairs
+    return PairTable.store(_rows(path), path=path, images=path.parent if images is None else Path(images))
 
 
 def valid_answers(pairs: Sequence[Pair]) -> np.ndarray:
     """[B, B] bool, True where item j is another right answer to query i: same group, same positive, or same query."""
-    same = np.zeros((len(pairs), len(pairs)), dtype=bool)
-    keys = (
-        [pair.group or None for pair in pairs],
-        [_content(pair.positive) for pair in pairs],
-        [_content(pair.query) for pair in pairs],
-    )
-    for column in keys:
-        numbers = {value: number for number, value in enumerate(dict.fromkeys(column))}
-        codes = np.array([-1 - row if value is None else numbers[value] for row, value in enumerate(column)])
-        same |= codes[:, None] == codes[None, :]
+    return equal_keys(np.array([pair_keys(pair) for pair in pairs], dtype=np.int64).reshape(-1, 3))
+
+
+def equal_keys(keys: np.ndarray) -> np.ndarray:
+    """`valid_answers` of the pairs with these [B, 3] keys (see `PairTable.keys`)."""
+    query, positive, group = keys.T
+    same = (query[:, None] == query) | (positive[:, None] == positive) | ((group[:, None] == group) & (group != 0))
     np.fill_diagonal(same, False)
     return same
 
 
-def _content(item: Item) -> tuple[str | None, str | None]:
-    return item.text, None if item.image is None else str(item.image)
+def _rows(path: Path) -> Iterator[PairRow]:
+    for number, row in read_rows(path):
+        try:
+            checked = _check(row)
+        except CatalogError as error:
+            raise CatalogError(f"{path}: row {number}: {error}") from None
+        yield checked
 
 
-def _item(path: Path, number: int, row: dict[str, Any], side: str) -> Item | None:
-    text, image = row.get(f"{side}_text"), row.get(f"{side}_image")
-    if text is None and image is None:
+def _check(row: dict[str, Any]) -> PairRow:
+    if unknown := [name for name in row if name not in COLUMNS]:
+        raise CatalogError(f"unknown column {unknown[0]!r}; the columns are {', '.join(COLUMNS)}")
+    query = _text(row, "query_text"), _text(row, "query_image")
+    positive = _text(row, "positive_text"), _text(row, "positive_image")
+    if query == _NOTHING or positive == _NOTHING:
+        side = "query" if query == _NOTHING else "positive"
+        raise CatalogError(f"fill {side}_text, {side}_image or both")
+    return PairRow(query, positive, _negatives(row), _text(row, "group") or "")
+
+
+def _negatives(row: dict[str, Any]) -> list[Content]:
+    texts, images = row.get("negative_text"), row.get("negative_image")
+    if texts is None and images is None:
+        return []
+    texts, images = (cells if isinstance(cells, list) or cells is None else [cells] for cells in (texts, images))
+    if texts is not None and images is not None and len(texts) != len(images):
+        raise CatalogError(
+            f"negative_text has {len(texts)} entries and negative_image {len(images)}; "
+            "give both as many, null where one is missing"
+        )
+    cells = zip(texts or [None] * len(images or []), images or [None] * len(texts or []), strict=True)
+    each = [{"negative_text": text, "negative_image": image} for text, image in cells]
+    contents = [(_text(one, "negative_text"), _text(one, "negative_image")) for one in each]
+    return [content for content in contents if content != _NOTHING]
+
+
+def _text(row: dict[str, Any], column: str) -> str | None:
+    """A cell as a string; None if there is nothing in it."""
+    value = row.get(column)
+    if value is None or (isinstance(value, float) and math.isnan(value)):  # pandas writes missing cells as NaN
         return None
-    return Item(
-        id=f"{path.name}:{number}",
-        text=None if text is None else str(text),
-        image=None if image is None else path.parent / str(image),
-    )
+    if not isinstance(value, str | int | float):
+        raise CatalogError(f"{column} is a {type(value).__name__}, must be a string; write one string a row")
+    value = str(value)
+    if not value.isascii():
+        try:
+            value.encode()
+        except UnicodeEncodeError:  # JSON can spell half of a surrogate pair
+            raise CatalogError(f"{column} is not Unicode (half of a surrogate pair); write it again") from None
+    return None if not value or value.isspace() else value

@@ -17,8 +17,23 @@ CONFIG_FILE = "config.yaml"
 METRICS_FILE = "metrics.jsonl"
 REJECTS_FILE = "rejects.jsonl"
 _LOCK = ".lock"
-# what may differ between the first part of a run and its continuation without changing a single loss
-_FREE_TO_CHANGE = {"resume", "output_dir", "save_every", "keep_checkpoints", "monitors", "chunk_size", "workers"}
+# What may differ between the first part of a run and its continuation: rounding apart, no loss changes. With dropout,
+# chunk_size and the number of processes decide which masks are drawn: the losses then differ, as under another seed.
+_FREE_TO_CHANGE = {
+    "output_dir",
+    "resume",
+    "dry_run",
+    "zero_stage",
+    "chunk_size",
+    "model.gradient_checkpointing",
+    "data.workers",
+    "data.max_rejects",
+    "save_every",
+    "keep_checkpoints",
+    "monitors",
+    "log_spectrum_every",
+    "push_to_hub",
+}
 
 
 def is_finished(run: Path) -> bool:
@@ -81,11 +96,11 @@ def publish(embedder: Embedder, run: Path, *, state_dict: dict[str, Any] | None,
 def _differences(before: dict[str, Any], now: dict[str, Any], prefix: str = "") -> list[str]:
     found = []
     for key in {**before, **now}:
-        old, new = before.get(key), now.get(key)
-        if key in _FREE_TO_CHANGE:
+        name, old, new = prefix + key, before.get(key), now.get(key)
+        if name in _FREE_TO_CHANGE:
             continue
         if isinstance(old, dict) and isinstance(new, dict):
-            found += _differences(old, new, f"{prefix}{key}.")
+            found += _differences(old, new, f"{name}.")
         elif old != new:
-            found.append(f"{prefix}{key} was {old!r}, now {new!r}")
+            found.append(f"{name} was {old!r}, now {new!r}")
     return found

@@ -5,6 +5,7 @@ import math
 import os
 import sys
 import time
+from collections.abc import Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -12,21 +13,29 @@ from typing import Any
 import numpy as np
 import torch
 import torch.distributed as dist
-import torch.nn.functional as F
-from torch import Tensor
 from tqdm import tqdm
 
-from fanoise.distributed import gather_rows, rank, world_size
+from fanoise.backbones import load_skeleton
+from fanoise.distributed import rank, world_size
 from fanoise.embedder import Embedder, EmbedderSpec, base_reference, read_spec, weights_digest
 from fanoise.errors import ArtifactError, ConfigError, TrainingError
-from fanoise.noise import noise_in_logits
-from trainer.batches import BatchPlan, StepBatch, StepBatches, load_plan, step_loader
-from trainer.checkpoint import cut_log, load_newest_checkpoint, save_checkpoint
+from fanoise.input_noise import InputNoise
+from fanoise.storage import write_atomic
+from trainer.batches import BatchPlan, StepBatch, StepBatches, load_plan, load_validation, step_loader
+from trainer.checkpoint import (
+    cut_log,
+    gathered_state_dict,
+    load_newest_checkpoint,
+    load_weights,
+    save_checkpoint,
+    save_weights,
+)
 from trainer.config import RunConfig
 from trainer.engine import init_process_group, make_engine, resolve_dtype
-from trainer.gradcache import gradcache_backward
+from trainer.hub import push
 from trainer.model_card import model_card
-from trainer.objective import Labels, Objective
+from trainer.objective import Objective
+from trainer.rejects import RejectShare
 from trainer.run_folder import (
     METRICS_FILE,
     REJECTS_FILE,
@@ -36,6 +45,12 @@ from trainer.run_folder import (
     publish,
     write_config,
 )
+from trainer.startup import add_lora, describe_run
+from trainer.step import count, has_dropout, train_step
+from trainer.validation import VALIDATION_FILE, HeldOut, History, read_held_out, validate
+
+FAILURE_FILE = "failure.json"
+_BEST = "best"
 
 
 def train(config: RunConfig) -> Path:
@@ -45,6 +60,7 @@ def train(config: RunConfig) -> Path:
     if config.resume == "auto" and is_finished(run):
         return run
     plan = load_plan(config)  # bad input is found before a weight is loaded
+    held_out, unreadable = read_held_out(load_validation(config))
     device = init_process_group()
     if world_size() > config.batch_size:
         raise ConfigError(f"batch_size ({config.batch_size}) must be at least the number of processes ({world_size()})")
@@ -55,52 +71,100 @@ def train(config: RunConfig) -> Path:
     try:
         if rank() == 0:
             write_config(run, _plain(config))
-            print(_summary(config, embedder), file=sys.stderr)
+            print(_describe(config, embedder, plan), file=sys.stderr)
+            if unreadable:
+                print(f"{unreadable} held-out pair(s) have a broken image and are left out", file=sys.stderr)
         dist.barrier()
-        _train_in(run, config, plan, embedder, device)
+        _train_in(run, config, plan, held_out, embedder, device)
+        if config.push_to_hub and rank() == 0:
+            print(f"pushed to {push(run, config.push_to_hub)}", file=sys.stderr)
     finally:
         if lock is not None:
             os.close(lock)
     return run
 
 
-def _train_in(run: Path, config: RunConfig, plan: BatchPlan, embedder: Embedder, device: torch.device) -> None:
+def dry_run(config: RunConfig) -> str:
+    """What `train` would do with this config, from the pair files and the checkpoint's config.json alone."""
+    check_run_folder(config, _plain(config))
+    plan = load_plan(config)
+    load_validation(config)
+    backbone = load_skeleton(config.model.base)
+    if config.lora.enabled:
+        add_lora(backbone, config.lora)
+    processes = int(os.environ.get("WORLD_SIZE", "1"))
+    table = describe_run(config, backbone, processes=processes, dtype=resolve_dtype(config), files=plan.files)
+    return "\n".join([table, *plan.notes])
+
+
+def _train_in(
+    run: Path,
+    config: RunConfig,
+    plan: BatchPlan,
+    held_out: Sequence[HeldOut],
+    embedder: Embedder,
+    device: torch.device,
+) -> None:
     engine = make_engine(embedder.module, config)
     done = load_newest_checkpoint(engine, run) if config.resume == "auto" else 0
-    objective = Objective(config.noise, temperature=config.temperature, seed=config.seed)
+    objective = Objective(
+        config.noise, temperature=config.temperature, seed=config.seed, loss=config.loss, last_step=config.max_steps
+    )
+    input_noise = _attach_input_noise(embedder, config)
     batches = StepBatches(plan, embedder, config, rank=rank(), world_size=world_size())
     loader = step_loader(batches, first_step=done + 1, last_step=config.max_steps, workers=config.data.workers)
     if rank() == 0:
-        for name in (METRICS_FILE, REJECTS_FILE):
+        for name in (METRICS_FILE, REJECTS_FILE, VALIDATION_FILE):
             cut_log(run / name, done)
-    seconds = 0.0
+        (run / FAILURE_FILE).unlink(missing_ok=True)
+    dist.barrier()
+    history, share = History(run, config.validation), RejectShare(config.data.max_rejects)
     with _metrics_file(run, done) as metrics, _progress(config, done) as bar:
         before = time.perf_counter()
-        for batch in loader:
-            torch.manual_seed(_dropout_seed(config.seed, batch.step))
-            row = train_step(engine, objective, batch, device)
-            seconds += time.perf_counter() - before
-            row["items_per_s"] = round(2 * config.batch_size / (time.perf_counter() - before), 1)
-            before = time.perf_counter()
+        for batch in [] if history.is_over else loader:
+            step = batch.step
+            torch.manual_seed(_dropout_seed(config.seed, step))
+            if input_noise is not None:
+                input_noise.strength = objective.strength_at(step)
+            _note_rejects(run, batch)
+            tokens, pairs = count(batch, device)
+            share.add(planned=config.batch_size, lost=config.batch_size - pairs)
+            row = train_step(
+                engine,
+                objective,
+                batch,
+                device,
+                views=config.loss.dropout_pairs > 0,
+                spectrum=step % config.log_spectrum_every == 0 or step == 1,
+            )
+            seconds, before = time.perf_counter() - before, time.perf_counter()
+            row["seconds"] = round(seconds, 4)
+            row["items_per_s"] = round(2 * pairs / seconds, 1)
+            row["tokens_per_s"] = round(tokens / seconds, 1)
             if rank() == 0:
                 metrics.write(json.dumps(row) + "\n")
                 metrics.flush()
                 bar.set_postfix(loss=f"{row['loss']:.3f}", items_per_s=row["items_per_s"], refresh=False)
                 bar.update()
-                if config.monitors:
-                    engine.monitor.write_events([(f"train/{k}", v, batch.step) for k, v in row.items() if k != "step"])
-            _note_rejects(run, batch)
+                _monitor(engine, config, "train", row)
             if not (math.isfinite(row["loss"]) and math.isfinite(row["grad_norm"])):
-                raise TrainingError(
-                    f"step {batch.step} has loss {row['loss']} and gradient norm {row['grad_norm']}; the newest "
-                    f"checkpoint is in {run / 'checkpoints'}; lower optimizer.lr or noise.strength"
-                )
-            if batch.step % config.save_every == 0 and batch.step < config.max_steps:
-                save_checkpoint(engine, run, batch.step, keep=config.keep_checkpoints)
-    state_dict = _gathered_state_dict(engine, config)
+                raise _failure(engine, run, config, plan, row)
+            last = step == config.max_steps
+            if held_out and (last or step % config.validation.every == 0):
+                _validate(engine, embedder, held_out, config, history, run, step)
+                before = time.perf_counter()
+            if history.is_over:
+                break
+            if step % config.save_every == 0 and not last:
+                save_checkpoint(engine, run, step, keep=config.keep_checkpoints)
+    if rank() == 0 and share.lost:
+        print(f"{share.lost} pair(s) with a broken image were skipped; see {run / REJECTS_FILE}", file=sys.stderr)
+    if held_out and config.validation.keep == "best":
+        load_weights(engine, run / "checkpoints" / _BEST)
+    state_dict = gathered_state_dict(engine, lora=config.lora.enabled)
     if rank() == 0:
         embedder.spec = replace(embedder.spec, noise=asdict(config.noise))
-        card = model_card(config, run / METRICS_FILE, seconds=seconds, dim=embedder.dim, device=str(device))
+        card = model_card(config, run / METRICS_FILE, dim=embedder.dim, device=str(device), best=history.best)
         publish(embedder, run, state_dict=state_dict, card=card)
     dist.barrier()
     engine.destroy()
@@ -108,14 +172,14 @@ def _train_in(run: Path, config: RunConfig, plan: BatchPlan, embedder: Embedder,
 
 def build_embedder(config: RunConfig, device: torch.device) -> Embedder:
     """The base checkpoint as an embedder, with fresh LoRA adapters unless every parameter is trained."""
-    base = Path(config.model.base)
+    base, model = Path(config.model.base), config.model
     inherited = read_spec(base) if base.is_dir() else EmbedderSpec()
     if inherited.base_model is not None:
         raise ArtifactError(f"model.base {base} is an adapter; start from its base {inherited.base_model!r} instead")
-    model = config.model
     embedder = Embedder.from_pretrained(
         config.model.base, device="cpu", dtype=resolve_dtype(config), attention=model.attention
     )
+    backbone = embedder.backbone
     spec = replace(
         inherited,
         prompts={
@@ -131,93 +195,64 @@ def build_embedder(config: RunConfig, device: torch.device) -> Embedder:
         spec = replace(
             spec,
             base_model=base_reference(config.model.base, config.output_dir),
-            base_revision=getattr(embedder.backbone.model.config, "_commit_hash", None),
+            base_revision=getattr(backbone.model.config, "_commit_hash", None),
             base_weights=weights_digest(config.model.base),
         )
-        _add_lora(embedder, config)
-    embedder = Embedder(embedder.backbone, spec, path=config.output_dir, device=str(device))
+        add_lora(backbone, config.lora)
+    if model.gradient_checkpointing:
+        backbone.unwrapped.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    embedder = Embedder(backbone, spec, path=config.output_dir, device=str(device))
     embedder.module.train()
     embedder.module.normalize = config.noise.features == "normalized"
+    if config.loss.dropout_pairs and not has_dropout(embedder.module):
+        raise ConfigError("loss.dropout_pairs needs dropout, and the model has none; set lora.dropout")
     return embedder
 
 
-def train_step(engine: Any, objective: Objective, batch: StepBatch, device: torch.device) -> dict[str, Any]:
-    """Gradient, update, and the step's row of `metrics.jsonl`."""
-    if not batch.rows:
-        raise TrainingError(
-            f"step {batch.step}: not one pair of this process's share could be read; see {REJECTS_FILE}"
-        )
-    labels = _labels(batch, device)
-    stats: dict[str, float] = {}
-
-    def loss_of(sides: dict[str, Tensor]) -> Tensor:
-        item = torch.cat([sides["positive"], sides["negative"]]) if "negative" in sides else sides["positive"]
-        loss = objective.loss(sides["query"], item, labels, step=batch.step)
-        stats.update(_similarities(sides["query"].detach(), sides["positive"].detach(), labels))
-        strength = objective.strength_at(batch.step)
-        stats["noise_energy"] = strength**2 * objective.energy(sides["positive"].detach()) if strength else 0.0
-        stats["noise_in_logits"] = noise_in_logits(strength, item.shape[1], objective.temperature)
-        return loss
-
-    sides = {
-        side: [{key: value.to(device) for key, value in chunk.items()} for chunk in chunks]
-        for side, chunks in (("query", batch.query), ("positive", batch.positive), ("negative", batch.negative))
-    }
-    loss = gradcache_backward(engine, sides, loss_of)
-    lr = engine.get_lr()[0]
-    # DeepSpeed has the norm only under ZeRO; without it the gradients lie whole on every process
-    norm = torch.nn.utils.get_total_norm([p.grad for p in engine.module.parameters() if p.grad is not None])
-    if torch.isfinite(loss) and torch.isfinite(norm):  # never update on a broken loss
-        engine.step()
-    grad_norm = float(norm if engine.get_global_grad_norm() is None else engine.get_global_grad_norm())
-    return {"step": batch.step, "loss": float(loss), "lr": lr, "grad_norm": grad_norm, **stats}
-
-
-def _labels(batch: StepBatch, device: torch.device) -> Labels:
-    rows = gather_rows(torch.tensor(batch.rows, device=device))
-    counts = gather_rows(torch.tensor([len(batch.rows)], device=device))
-    owners = gather_rows(torch.tensor(batch.has_negative, device=device)).nonzero()[:, 0]
-    exclude = torch.from_numpy(batch.valid_answers).to(device)[rows][:, rows]
-    return Labels(exclude=exclude, negative_owner=owners, rows_per_process=tuple(counts.tolist()))
-
-
-def _similarities(query: Tensor, positive: Tensor, labels: Labels) -> dict[str, float]:
-    similarity = F.normalize(query.float(), dim=-1) @ F.normalize(positive.float(), dim=-1).T
-    other = ~labels.exclude
-    other.fill_diagonal_(False)
-    return {
-        "positive_similarity": round(float(similarity.diagonal().mean()), 5),
-        "negative_similarity": round(float(similarity[other].mean()), 5) if bool(other.any()) else 0.0,
-    }
-
-
-def _add_lora(embedder: Embedder, config: RunConfig) -> None:
-    from peft import LoraConfig, get_peft_model
-
-    settings = LoraConfig(
-        r=config.lora.rank,
-        lora_alpha=config.lora.alpha,
-        lora_dropout=config.lora.dropout,
-        target_modules=config.lora.targets or embedder.backbone.lora_targets,
-    )
-    try:
-        embedder.backbone.model = get_peft_model(embedder.backbone.model, settings)
-    except ValueError as error:
-        raise ConfigError(f"lora.targets {settings.target_modules!r} matches no module ({error})") from None
-
-
-def _gathered_state_dict(engine: Any, config: RunConfig) -> dict[str, Tensor] | None:
-    """Under ZeRO 3 every process holds a part of each parameter; elsewhere none is needed."""
-    if config.zero_stage < 3:
+def _attach_input_noise(embedder: Embedder, config: RunConfig) -> InputNoise | None:
+    if config.noise.position != "input" or config.noise.strength == 0:
         return None
-    import deepspeed
+    language_model = embedder.backbone.language_model
+    if language_model is None:
+        raise ConfigError("noise.position input needs a language model; this backbone has none, take output")
+    noise = InputNoise(config.noise.strength)
+    noise.attach(language_model)
+    return noise
 
-    state = {}
-    for name, parameter in engine.module.model.named_parameters():
-        if parameter.requires_grad or not config.lora.enabled:
-            with deepspeed.zero.GatheredParameters([parameter]):
-                state[name] = parameter.detach().cpu().clone()
-    return state
+
+def _validate(
+    engine: Any,
+    embedder: Embedder,
+    held_out: Sequence[HeldOut],
+    config: RunConfig,
+    history: History,
+    run: Path,
+    step: int,
+) -> None:
+    row = {"step": step, **validate(engine, embedder, list(held_out), config)}
+    history.add(row)
+    if config.validation.keep == "best" and history.best is row:
+        save_weights(engine, run / "checkpoints" / _BEST)
+    if rank() == 0:
+        metric = config.validation.metric
+        note = " (best so far)" if history.best is row else ""
+        tqdm.write(f"step {step}: {metric} {row[metric]:.3f} on held-out pairs{note}", file=sys.stderr)
+        _monitor(engine, config, "validation", row)
+        if history.is_over:
+            tqdm.write(f"step {step}: stopping, the last {config.validation.patience} brought nothing", file=sys.stderr)
+
+
+def _failure(engine: Any, run: Path, config: RunConfig, plan: BatchPlan, row: dict[str, Any]) -> TrainingError:
+    """Keep what led to a step without a finite gradient: the state before it, and its pairs."""
+    step = row["step"]
+    save_checkpoint(engine, run, step - 1, keep=config.keep_checkpoints)
+    if rank() == 0:
+        pairs = [pair.query.id for pair in plan.pairs(step)]
+        write_atomic(run / FAILURE_FILE, json.dumps({**row, "pairs": pairs}, indent=2) + "\n")
+    return TrainingError(
+        f"step {step} has loss {row['loss']} and gradient norm {row['grad_norm']}; its pairs are in "
+        f"{run / FAILURE_FILE}, the state before it in {run / 'checkpoints'}; lower optimizer.lr or noise.strength"
+    )
 
 
 def _note_rejects(run: Path, batch: StepBatch) -> None:
@@ -226,23 +261,21 @@ def _note_rejects(run: Path, batch: StepBatch) -> None:
             file.writelines(json.dumps(reject) + "\n" for reject in batch.rejects)
 
 
+def _monitor(engine: Any, config: RunConfig, what: str, row: dict[str, Any]) -> None:
+    if config.monitors:
+        values = {name: value for name, value in row.items() if name != "step" and isinstance(value, int | float)}
+        engine.monitor.write_events([(f"{what}/{name}", value, row["step"]) for name, value in values.items()])
+
+
 def _metrics_file(run: Path, done: int) -> Any:
     return (run / METRICS_FILE).open("a" if done else "w") if rank() == 0 else Path(os.devnull).open("w")
 
 
-def _summary(config: RunConfig, embedder: Embedder) -> str:
-    """One line on what is about to run."""
-    parameters = list(embedder.module.parameters())
-    trained = sum(parameter.numel() for parameter in parameters if parameter.requires_grad)
-    total = sum(parameter.numel() for parameter in parameters)
-    strength = config.noise.strength
-    logits = noise_in_logits(strength, embedder.dim, config.temperature)
-    noise = f"{config.noise.scaling} noise {strength} ({logits:.2f} logits)" if strength else "no noise"
-    return (
-        f"{config.output_dir}: {trained / 1e6:.2f} of {total / 1e6:.2f} M parameters, "
-        f"{config.max_steps} steps of {config.batch_size} pairs over {world_size()} process(es), "
-        f"{str(resolve_dtype(config)).removeprefix('torch.')}, ZeRO {config.zero_stage}, {noise}"
+def _describe(config: RunConfig, embedder: Embedder, plan: BatchPlan) -> str:
+    table = describe_run(
+        config, embedder.backbone, processes=world_size(), dtype=resolve_dtype(config), files=plan.files
     )
+    return "\n".join([table, *plan.notes])
 
 
 def _progress(config: RunConfig, done: int) -> tqdm:

@@ -7,11 +7,23 @@ import transformers
 from safetensors import SafetensorError
 
 from fanoise.backbones.base import Attention, Backbone, Example
-from fanoise.backbones.qwen2_vl import Qwen2VLBackbone
+from fanoise.backbones.blip_2 import Blip2Backbone
+from fanoise.backbones.clip import CLIPBackbone
+from fanoise.backbones.llava_next import LlavaNextBackbone
+from fanoise.backbones.phi3_v import Phi3VBackbone
+from fanoise.backbones.qwen_vl import Qwen2_5VLBackbone, Qwen2VLBackbone, Qwen3VLBackbone
 from fanoise.errors import ArtifactError
 from fanoise.process import settle_accelerator
 
-_FAMILIES: tuple[type[Backbone], ...] = (Qwen2VLBackbone,)
+_FAMILIES: tuple[type[Backbone], ...] = (
+    Qwen2VLBackbone,
+    Qwen2_5VLBackbone,
+    Qwen3VLBackbone,
+    LlavaNextBackbone,
+    Phi3VBackbone,
+    CLIPBackbone,
+    Blip2Backbone,
+)
 _BY_TYPE = {model_type: family for family in _FAMILIES for model_type in family.model_types}
 
 

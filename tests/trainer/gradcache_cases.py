@@ -1,97 +1,187 @@
-"""One training step per case on the processes a launcher made; rank 0 writes loss and gradients of each.
+"""Loss and gradients of training steps: as DeepSpeed's optimiser received them, or by plain autograd in one process.
 
-Run by test_gradcache.py with a JSON object of cases: name -> {base, out, stage, chunk_size, noise, lora, negatives,
-uncached, split}. The batch is always the same 10 rows.
+Run by test_gradcache.py with a JSON object: `base`, `out`, and `jobs`. A job is a number of `processes`, the settings
+of a `model` (`only_weights` rounds the weights to bf16 but computes in fp32) and named `batches`, which it takes one
+after the other. The pairs are always the same 10.
 """
 
 import json
 import sys
+from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+import forked
+import numpy as np
 import torch
-import torch.distributed as dist
-from deepspeed.utils import safe_get_full_grad
+from PIL import Image
 from safetensors.torch import save_file
+from torch import Tensor
 
 from fanoise.catalog import Item
-from fanoise.distributed import gather_rows, rank, world_size
+from fanoise.distributed import gather_rows, rank
+from fanoise.embedder import Embedder
 from fanoise.noise import NoiseConfig
-from trainer.config import DataConfig, LoraConfig, ModelConfig, RunConfig
-from trainer.engine import init_process_group, make_engine
+from trainer.config import DataConfig, LoraConfig, LossConfig, ModelConfig, OptimizerConfig, RunConfig
+from trainer.engine import init_process_group, make_engine, resolve_dtype
+from trainer.full_state import full_tensors
 from trainer.gradcache import gradcache_backward
 from trainer.objective import Labels, Objective
-from trainer.train import build_embedder
+from trainer.startup import add_lora
 
 WORDS = ("red", "blue", "green", "yellow", "black")
+DEFAULTS = {
+    "stage": 1,
+    "lora": True,
+    "dropout": 0.0,
+    "checkpointing": False,
+    "precision": "fp32",
+    "only_weights": False,
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Batch:
+    """How the 10 pairs are shared out and what the loss does with them."""
+
+    split: list[list[int]]
+    """The rows of each process, in order."""
+    chunk_size: int = 3
+    noise: dict[str, Any] = field(default_factory=lambda: {"strength": 0.5})
+    negatives: bool = False
+    """Rows 0, 3, 6 and 9 have a mined negative, so processes make different numbers of calls."""
+    views: bool = False
+    """The queries go through the model twice, with dropout masks of their own."""
+    images: list[int] = field(default_factory=list)
+    """Rows whose query and positive are images without text; the others are texts without image."""
+
+    def chunks(self, embedder: Embedder, process: int | None) -> dict[str, list[dict[str, Tensor]]]:
+        """The sides of one process; none gives the joined batch, one chunk a side."""
+        rows = [row for part in self.split for row in part] if process is None else self.split[process]
+        size = len(rows) if process is None else self.chunk_size
+        owners = [row for row in rows if row % 3 == 0] if self.negatives else []
+        sides = {
+            "query": [item(row, row in self.images, f"a {WORDS[row % 5]} thing {row}") for row in rows],
+            "positive": [item(row + 50, row in self.images, f"{row} is {WORDS[(row + 1) % 5]}") for row in rows],
+            "negative": [item(row, False, f"not {WORDS[row % 5]}") for row in owners],
+        }
+        found = {
+            side: [
+                embedder.collate(
+                    items[start : start + size], "query" if side == "query" else "item", complete=bool(self.images)
+                )
+                for start in range(0, len(items), size)
+            ]
+            for side, items in sides.items()
+        }
+        return {**found, "view": found["query"]} if self.views else found
+
+    def loss(self, gathered: dict[str, Tensor], owners: Tensor) -> Tensor:
+        labels = Labels(
+            exclude=torch.zeros(10, 10, dtype=torch.bool),
+            negative_owner=owners,
+            rows_per_process=tuple(len(rows) for rows in self.split),
+        )
+        objective = Objective(
+            NoiseConfig(**self.noise), temperature=0.6, seed=3, loss=LossConfig(dropout_pairs=float(self.views))
+        )
+        items = [gathered[side] for side in ("positive", "negative") if side in gathered]
+        return objective.loss(gathered["query"], torch.cat(items), labels, step=1, view=gathered.get("view"))
+
+    def owners(self, process: int) -> Tensor:
+        rows = [row for row in self.split[process] if row % 3 == 0] if self.negatives else []
+        return torch.tensor(rows, dtype=torch.long)
+
+
+def item(seed: int, is_image: bool, text: str) -> Item:
+    if not is_image:
+        return Item(text=text)
+    pixels = np.random.default_rng(seed).integers(0, 256, (56, 56, 3), dtype=np.uint8)
+    return Item(image=Image.fromarray(pixels))
+
+
+def run(job: dict[str, Any], base: str, out: Path) -> None:
+    torch.set_num_threads(1)
+    device = init_process_group()
+    model = {**DEFAULTS, **job["model"]}
+    config = RunConfig(
+        model=ModelConfig(base=base),
+        data=DataConfig(pairs=["unused"]),
+        output_dir=out,
+        lora=LoraConfig(enabled=model["lora"], dropout=model["dropout"]),
+        optimizer=OptimizerConfig(max_grad_norm=0.0),
+        zero_stage=model["stage"],
+        precision=model["precision"],
+    )
+    torch.manual_seed(0)
+    embedder = Embedder.from_pretrained(base, device=str(device), dtype=resolve_dtype(config))
+    if model["lora"]:
+        add_lora(embedder.backbone, config.lora)
+        embedder = Embedder(embedder.backbone, embedder.spec, path=base, device=str(device))
+        for name, parameter in embedder.module.named_parameters():
+            if "lora_B" in name:  # starts at zero, which would make every gradient of A zero
+                torch.nn.init.normal_(parameter, std=0.05)
+    embedder.module.train()
+    if model["checkpointing"]:
+        settings = {"use_reentrant": False}
+        embedder.backbone.unwrapped.gradient_checkpointing_enable(gradient_checkpointing_kwargs=settings)
+    if model["precision"] == "bf16":
+        for parameter in embedder.module.parameters():  # the adapters too, as DeepSpeed does
+            parameter.data = parameter.data.bfloat16()
+        if model["only_weights"]:
+            embedder.module.float()
+    engine = None if job["oracle"] else make_engine(embedder.module, config)
+    for name, settings in job["batches"].items():
+        batch = Batch(**settings)
+        if engine is None:
+            found = oracle(embedder, batch, by_chunk=model["dropout"] > 0)
+        else:
+            found = cached(engine, embedder, batch)
+        if rank() == 0:
+            found = {key: value.detach().float().clone() for key, value in found.items()}
+            save_file(found, out / f"{job['name']}, {name}.safetensors")
+
+
+def cached(engine: Any, embedder: Embedder, batch: Batch) -> dict[str, Tensor]:
+    """AdamW's first mean starts at zero and takes a tenth of the gradient: it is what the optimiser really received."""
+    for state in engine.optimizer.state.values():
+        state["exp_avg"].zero_()
+    for group in engine.optimizer.param_groups:
+        group["lr"] = 0.0  # the next batch finds the same model
+    owners = gather_rows(batch.owners(rank()))
+    torch.manual_seed(rank())
+    loss = gradcache_backward(engine, batch.chunks(embedder, rank()), lambda gathered: batch.loss(gathered, owners))
+    engine.step()
+    return {"loss": loss.reshape(1)} | {name: mean / 0.1 for name, mean in full_tensors(engine, "exp_avg")}
+
+
+def oracle(embedder: Embedder, batch: Batch, *, by_chunk: bool) -> dict[str, Tensor]:
+    """One graph over the whole batch, one backward pass, no engine.
+
+    Args:
+        by_chunk: draw the dropout masks of every process as it does, one chunk after the other.
+    """
+    outputs: dict[str, list[Tensor]] = {}
+    for process in range(len(batch.split)) if by_chunk else [None]:
+        torch.manual_seed(process or 0)
+        for side, chunks in batch.chunks(embedder, process).items():
+            outputs.setdefault(side, []).extend(embedder.module(chunk) for chunk in chunks)
+    embedder.module.zero_grad()
+    owners = torch.cat([batch.owners(process) for process in range(len(batch.split))])
+    loss = batch.loss({side: torch.cat(parts) for side, parts in outputs.items() if parts}, owners)
+    loss.backward()
+    gradients = {name: p.grad for name, p in embedder.module.named_parameters() if p.grad is not None}
+    return {"loss": loss.reshape(1), **gradients}
 
 
 def main() -> None:
-    torch.set_num_threads(1)
-    device = init_process_group()
-    for name, case in json.loads(sys.argv[1]).items():
-        run(name, case, device)
-
-
-def run(name: str, case: dict[str, Any], device: torch.device) -> None:
-    config = RunConfig(
-        model=ModelConfig(base=case["base"]),
-        data=DataConfig(pairs=["unused"]),
-        output_dir=Path(case["out"]),
-        lora=LoraConfig(enabled=case["lora"]),
-        noise=NoiseConfig(**case["noise"]),
-        zero_stage=case["stage"],
-        max_steps=2,
-    )
-    torch.manual_seed(0)
-    embedder = build_embedder(config, device)
-    if case["lora"]:  # LoRA's B starts at zero, which would make every gradient of A zero
-        for key, parameter in embedder.module.named_parameters():
-            if "lora_B" in key:
-                torch.nn.init.normal_(parameter, std=0.05)
-    engine = make_engine(embedder.module, config)
-    items = [(Item(text=f"a {WORDS[i % 5]} thing {i}"), Item(text=f"{i} is {WORDS[(i + 1) % 5]}")) for i in range(10)]
-    negatives = [Item(text=f"not {WORDS[i % 5]}") for i in range(10)] if case["negatives"] else []
-    rows = case["split"][rank()] if world_size() > 1 else list(range(10))
-    owners = [row for row in rows if row % 3 == 0] if negatives else []
-    chunk = case["chunk_size"]
-
-    def chunks(selected: list[Item], role: str) -> list:
-        return [embedder.collate(selected[start : start + chunk], role) for start in range(0, len(selected), chunk)]
-
-    sides = {
-        "query": chunks([items[row][0] for row in rows], "query"),
-        "positive": chunks([items[row][1] for row in rows], "item"),
-        "negative": chunks([negatives[row] for row in owners], "item"),
-    }
-    labels = Labels(
-        exclude=torch.zeros(10, 10, dtype=torch.bool),
-        negative_owner=gather_rows(torch.tensor(owners, dtype=torch.long)),
-        rows_per_process=tuple(len(part) for part in case["split"]) if world_size() > 1 else (10,),
-    )
-    objective = Objective(config.noise, temperature=0.4, seed=3)
-
-    def loss_of(gathered: dict[str, torch.Tensor]) -> torch.Tensor:
-        item = (
-            torch.cat([gathered["positive"], gathered["negative"]]) if "negative" in gathered else gathered["positive"]
-        )
-        return objective.loss(gathered["query"], item, labels, step=1)
-
-    if case["uncached"]:  # the oracle: one graph over the whole batch, plain autograd, no engine in between
-        embedded = {
-            side: torch.cat([embedder.module(part) for part in parts]) for side, parts in sides.items() if parts
-        }
-        loss = loss_of(embedded)
-        loss.backward()
-        gradients = {key: p.grad for key, p in embedder.module.named_parameters() if p.grad is not None}
-    else:
-        loss = gradcache_backward(engine, sides, loss_of)
-        gradients = {key: safe_get_full_grad(p) for key, p in embedder.module.named_parameters() if p.requires_grad}
-    if rank() == 0:
-        kept = {key: gradient.float().clone() for key, gradient in gradients.items() if gradient is not None}
-        save_file({"loss": loss.detach().float().reshape(1), **kept}, Path(case["out"]) / f"{name}.safetensors")
-    dist.barrier()
-    engine.destroy()
+    task = json.loads(sys.argv[1])
+    Embedder.from_pretrained(task["base"], device="cpu")  # what transformers works out once, all processes inherit
+    for job in task["jobs"]:
+        code = forked.wait(forked.start(partial(run, job, task["base"], Path(task["out"])), job["processes"]))
+        if code:
+            sys.exit(f"{job['name']}: a process ended with {code}")
 
 
 if __name__ == "__main__":

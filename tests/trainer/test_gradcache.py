@@ -1,4 +1,4 @@
-"""GradCache against plain autograd on the whole batch, on one process and on two, with noise on."""
+"""GradCache under every ZeRO stage, on two and four processes, against plain autograd on the joined batch in one."""
 
 import json
 import os
@@ -18,54 +18,61 @@ from trainer.objective import Labels, Objective
 ROOT = Path(__file__).parents[2]
 EVEN = [[0, 1, 2, 3, 4], [5, 6, 7, 8, 9]]
 UNEVEN = [[0, 1, 2, 3, 4, 5, 6], [7, 8, 9]]
-DEFAULT = {
-    "stage": 0,
-    "chunk_size": 3,
-    "noise": {"strength": 0.5, "scaling": "sublinear"},
-    "lora": True,
-    "negatives": False,
-    "uncached": False,
-    "split": EVEN,
+FOUR = [[0, 1, 2, 3], [4, 5], [6, 7, 8], [9]]
+STAGES = (0, 1, 2, 3)
+TRAINED = {"LoRA": {"lora": True}, "every parameter": {"lora": False}}
+BATCHES: dict[str, dict[str, Any]] = {
+    "one chunk": {"split": EVEN, "chunk_size": 5},  # the first pass's graphs are kept
+    "uneven": {"split": UNEVEN},
+    "local spectrum": {"split": UNEVEN, "noise": {"strength": 0.5, "spectrum": "local"}},
+    "negatives": {"split": UNEVEN, "chunk_size": 2, "negatives": True},
+    # In every chunk process 0 has only texts, process 1 only images. Collated without `complete`, the processes reduce or
+    # gather different parameters, and ZeRO 1, 2 and 3 end here in a mismatch of collectives; on NCCL they would hang.
+    "mixed": {"split": EVEN, "images": [5, 6, 7, 8, 9]},
 }
-PLAIN = {"uncached": True, "chunk_size": 10}
-# rows 0, 3, 6 and 9 have a mined negative, so two processes make different numbers of model calls
-ONE_PROCESS = {
-    "plain": PLAIN,
-    "plain, no noise": {**PLAIN, "noise": {"strength": 0.0}},
-    "plain, every parameter": {**PLAIN, "lora": False},
-    "plain, negatives": {**PLAIN, "negatives": True},
-    "chunks of 1": {"chunk_size": 1},
-    "chunks of 3": {"chunk_size": 3},
-    "one chunk": {"chunk_size": 10},
-}
-TWO_PROCESSES = {
-    "zero 0": {"stage": 0},
-    "zero 2": {"stage": 2},
-    "zero 0, uneven": {"stage": 0, "split": UNEVEN},
-    "zero 2, uneven": {"stage": 2, "split": UNEVEN},
-    "every parameter": {"stage": 2, "lora": False},
-    "negatives": {"stage": 2, "negatives": True, "split": UNEVEN, "chunk_size": 2},
-}
+FOUR_PROCESSES = {"split": FOUR, "chunk_size": 2, "negatives": True}
+NO_NOISE = {"split": EVEN, "noise": {"strength": 0.0}}
+# all that draws masks: two views of the queries, chunks of their own on every process, recomputed layers
+DROPOUT = {"split": UNEVEN, "negatives": True, "views": True}
 Gradients = dict[str, torch.Tensor]
+
+
+def jobs() -> list[dict[str, Any]]:
+    found = []
+
+    def add(name: str, processes: int, batches: dict[str, Any], *, oracle: bool = False, **model: Any) -> None:
+        found.append({"name": name, "processes": processes, "batches": batches, "oracle": oracle, "model": model})
+
+    rounded: dict[str, Any] = {"precision": "bf16"}
+    uneven = {"uneven": BATCHES["uneven"]}
+    for trained, model in TRAINED.items():
+        batches = {**BATCHES, "four processes": FOUR_PROCESSES, "no noise": NO_NOISE}
+        add(f"plain, {trained}", 1, batches, oracle=True, **model)
+        add(f"plain, {trained}, bf16", 1, uneven, oracle=True, **model, **rounded)
+        add(f"plain, {trained}, exact", 1, uneven, oracle=True, **model, **rounded, only_weights=True)
+        for stage in STAGES:
+            add(f"ZeRO {stage}, {trained}", 2, BATCHES, **model, stage=stage)
+        for stage in STAGES[1:]:
+            add(f"ZeRO {stage}, {trained}, bf16", 2, uneven, **model, **rounded, stage=stage)
+    add("plain, dropout", 1, {"dropout": DROPOUT}, oracle=True, dropout=0.3)
+    for stage in STAGES:
+        add(f"ZeRO {stage}, dropout", 2, {"dropout": DROPOUT}, dropout=0.3, stage=stage, checkpointing=True)
+    for stage in STAGES[1:]:
+        add(f"ZeRO {stage}, every parameter", 4, {"four processes": FOUR_PROCESSES}, lora=False, stage=stage)
+    return found
 
 
 @pytest.fixture(scope="module")
 def results(tiny_base: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Gradients]:
     out = tmp_path_factory.mktemp("gradients")
-    for processes, cases in ((1, ONE_PROCESS), (2, TWO_PROCESSES)):
-        _launch(
-            processes,
-            {name: {**DEFAULT, "base": str(tiny_base), "out": str(out), **case} for name, case in cases.items()},
-        )
-    return {file.stem: load_file(file) for file in out.glob("*.safetensors")}
-
-
-def _launch(processes: int, cases: dict[str, Any]) -> None:
-    launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}"] if processes > 1 else []
-    command = [sys.executable, *launcher, str(ROOT / "tests/trainer/gradcache_cases.py"), json.dumps(cases)]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu", "PYTHONPATH": str(ROOT)}
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, cwd=ROOT)
+    script = ROOT / "tests/trainer/gradcache_cases.py"
+    task = {"base": str(tiny_base), "out": str(out), "jobs": jobs()}
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), "TORCHDYNAMO_DISABLE": "1"}
+    done = subprocess.run(
+        [sys.executable, str(script), json.dumps(task)], env=environment, capture_output=True, text=True, cwd=ROOT
+    )
     assert done.returncode == 0, done.stderr[-3000:]
+    return {file.stem: load_file(file) for file in out.glob("*.safetensors")}
 
 
 def largest_error(found: Gradients, expected: Gradients) -> float:
@@ -74,32 +81,59 @@ def largest_error(found: Gradients, expected: Gradients) -> float:
     return max(float((value - expected.get(name, torch.zeros(()))).abs().max()) for name, value in found.items())
 
 
+def relative_error(found: Gradients, expected: Gradients) -> float:
+    """Of all gradients as one vector."""
+    squares = [(value - expected.get(name, torch.zeros(()))).square().sum() for name, value in found.items()]
+    return float((sum(squares) / sum(value.square().sum() for value in expected.values())).sqrt())
+
+
+def without_loss(gradients: Gradients) -> Gradients:
+    return {name: value for name, value in gradients.items() if name != "loss"}
+
+
 def assert_equal(found: Gradients, expected: Gradients) -> None:
-    """To 1e-6 where the largest gradient is around 1: what float32 can give, whatever the order of its sums."""
-    assert 0.1 < max(float(value.abs().max()) for name, value in expected.items() if name != "loss") < 3
+    """To what float32 can give, whatever the order of its sums; the largest gradients lie between 0.06 and 1."""
     assert largest_error(found, expected) < 1e-6
+    assert relative_error(without_loss(found), without_loss(expected)) < 1e-5
 
 
-def test_noise_changes_the_gradients_that_are_compared(results):
-    assert largest_error(results["plain, no noise"], results["plain"]) > 1e-2
+@pytest.mark.parametrize("batch", BATCHES)
+@pytest.mark.parametrize("trained", TRAINED)
+@pytest.mark.parametrize("stage", STAGES)
+def test_two_processes_equal_plain_autograd_on_the_joined_batch(results, stage, trained, batch):
+    assert_equal(results[f"ZeRO {stage}, {trained}, {batch}"], results[f"plain, {trained}, {batch}"])
 
 
-@pytest.mark.parametrize("case", ["chunks of 1", "chunks of 3", "one chunk"])
-def test_cached_equals_uncached_on_one_process(results, case):
-    assert_equal(results[case], results["plain"])
+@pytest.mark.parametrize("stage", STAGES[1:])
+def test_four_processes_do_too(results, stage):
+    name = "every parameter, four processes"
+    assert_equal(results[f"ZeRO {stage}, {name}"], results[f"plain, {name}"])
 
 
-@pytest.mark.parametrize("case", ["zero 0", "zero 2", "zero 0, uneven", "zero 2, uneven"])
-def test_two_processes_equal_one_with_the_joined_batch(results, case):
-    assert_equal(results[case], results["plain"])
+@pytest.mark.parametrize("stage", STAGES)
+def test_every_process_replays_its_own_dropout_masks(results, stage):
+    """The oracle draws the masks of both processes in one, and keeps the graph."""
+    assert_equal(results[f"ZeRO {stage}, dropout, dropout"], results["plain, dropout, dropout"])
 
 
-def test_training_every_parameter_is_exact_too(results):
-    assert_equal(results["every parameter"], results["plain, every parameter"])
+@pytest.mark.parametrize("trained", TRAINED)
+@pytest.mark.parametrize("stage", STAGES[1:])
+def test_bf16_is_as_exact_as_plain_autograd_in_bf16(results, stage, trained):
+    """What rounding costs is measured: how far plain autograd in bf16 is from fp32 with the same weights (5 to 6 %)."""
+    exact, plain, found = (
+        without_loss(results[f"{name}, uneven"])
+        for name in (f"plain, {trained}, exact", f"plain, {trained}, bf16", f"ZeRO {stage}, {trained}, bf16")
+    )
+    bound = 2 * relative_error(plain, exact)
+    assert relative_error(found, exact) < bound
+    for factor in (0.5, 2.0):  # a world size forgotten, or counted twice
+        assert relative_error({name: factor * value for name, value in found.items()}, exact) > 2 * bound
 
 
-def test_mined_negatives_on_some_rows_are_exact_over_processes(results):
-    assert_equal(results["negatives"], results["plain, negatives"])
+def test_noise_negatives_and_the_choice_of_spectrum_change_what_is_compared(results):
+    plain = {name: results[f"plain, every parameter, {name}"] for name in (*BATCHES, "no noise")}
+    for name in ("no noise", "local spectrum", "negatives", "mixed"):
+        assert largest_error(plain[name], plain["uneven"]) > 1e-2
 
 
 class PlainEngine:

@@ -56,15 +56,14 @@ def test_a_row_becomes_a_pair_without_placeholder_and_with_images_under_their_ro
     assert pair.query.text == "Represent the given image with the following question: what colour is the mug?"
     assert pair.query.image == tmp_path / "images/mugs/1.jpg"
     assert (pair.positive.text, pair.positive.image) == ("Represent the given image.", tmp_path / "images/mugs/3.jpg")
-    assert pair.negative is not None
-    assert (pair.negative.text, pair.negative.image) == (None, tmp_path / "images/mugs/2.jpg")
+    assert [(item.text, item.image) for item in pair.negatives] == [(None, tmp_path / "images/mugs/2.jpg")]
     assert pair.query.id == f"MugVQA/{FILE}:1"
 
 
 @pytest.mark.parametrize("negative", [{}, {"neg_text": "", "neg_image_path": ""}, {"neg_text": None}])
 def test_absent_empty_and_null_negatives_are_no_negative(tmp_path, negative):
     (pair,) = read_mmeb_train(write(tmp_path, {**ROW, **negative}), images=tmp_path)
-    assert pair.negative is None
+    assert pair.negatives == ()
     assert (pair.positive.text, pair.positive.image) == ("red", None)
 
 
@@ -132,7 +131,7 @@ def test_every_generated_row_comes_back_as_written(benchmark):
                 assert item.text == row[text].removeprefix("<|image_1|>\n").strip()
                 assert item.image == (benchmark / "images" / row[image] if row[image] else None)
                 assert item.image is None or item.image.is_file()
-            assert (pair.negative is not None) == bool(row["neg_text"] or row["neg_image_path"])
+            assert len(pair.negatives) == bool(row["neg_text"] or row["neg_image_path"])
         assert (benchmark / "eval" / eval_name(file.parent.name)).is_dir()
 
 
@@ -147,11 +146,11 @@ def test_a_step_over_the_sets_is_collated_with_images_texts_and_negatives(benchm
         seen.add(pairs[0].query.id.split("/")[0])
         assert batch.rejects == []
         assert batch.rows == list(range(6))
-        assert batch.has_negative == [pair.negative is not None for pair in pairs]
+        assert batch.negative_counts == [len(pair.negatives) for pair in pairs]
         for side, items in (
             (batch.query, [pair.query for pair in pairs]),
             (batch.positive, [pair.positive for pair in pairs]),
-            (batch.negative, [pair.negative for pair in pairs if pair.negative is not None]),
+            (batch.negative, [item for pair in pairs for item in pair.negatives]),
         ):
             assert [len(chunk["input_ids"]) for chunk in side] == [
                 min(4, len(items) - n) for n in range(0, len(items), 4)
@@ -183,7 +182,7 @@ def test_mmeb_files_and_own_pairs_can_be_mixed(benchmark, toy_pairs):
     files = [str(benchmark / "train/Shop_13" / FILE), str(toy_pairs)]
     plan = load_plan(config(benchmark, pairs=files, weights=[1, 1]))
     names = {plan.pairs(step)[0].query.id.split(":")[0] for step in range(1, 5)}
-    assert names == {f"Shop_13/{FILE}", "pairs.jsonl"}
+    assert names == {f"Shop_13/{FILE}", f"{toy_pairs.parent.name}/pairs.jsonl"}
 
 
 def test_a_missing_image_root_is_named_before_anything_is_read(benchmark):

@@ -1,6 +1,9 @@
 import json
+import math
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from fanoise.catalog import Item
@@ -9,8 +12,15 @@ from trainer.pairs import Pair, read_pairs, valid_answers
 
 
 def write(path, *rows):
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    if path.suffix == ".parquet":
+        pq.write_table(pa.Table.from_pylist(list(rows)), path)
+    else:
+        path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     return path
+
+
+def negatives(pair: Pair) -> list[tuple[str | None, str | None]]:
+    return [(item.text, None if item.image is None else item.image.name) for item in pair.negatives]
 
 
 def test_pairs_are_read_with_images_beside_the_file(tmp_path):
@@ -21,25 +31,95 @@ def test_pairs_are_read_with_images_beside_the_file(tmp_path):
     )
     first, second = read_pairs(file)
     assert (first.query.text, first.positive.image, first.group) == ("red", tmp_path / "a.png", "g")
-    assert first.negative is None
-    assert (second.query.image, second.negative.text) == (tmp_path / "b.png", "y")
+    assert first.negatives == ()
+    assert (second.query.image, second.group) == (tmp_path / "b.png", "")
+    assert negatives(second) == [("y", None)]
+    assert {item.id for item in (second.query, second.positive, *second.negatives)} == {
+        f"{tmp_path.name}/pairs.jsonl:2"
+    }
+
+
+def test_a_csv_file_gives_the_pairs_of_the_same_jsonl_file(tmp_path):
+    rows = [
+        {"query_text": "a, b", "query_image": "q.png", "positive_text": "", "positive_image": "p.png"},
+        {"query_text": "é", "query_image": "", "positive_text": "x\ny", "positive_image": ""},
+    ]
+    lines = ["query_text,query_image,positive_text,positive_image", '"a, b",q.png,,p.png', 'é,,"x\ny",']
+    (tmp_path / "pairs.csv").write_text("\n".join(lines) + "\n")
+    found, expected = (read_pairs(file) for file in (tmp_path / "pairs.csv", write(tmp_path / "pairs.jsonl", *rows)))
+    for one, other in zip(found, expected, strict=True):
+        assert (one.query.text, one.query.image) == (other.query.text, other.query.image)
+        assert (one.positive.text, one.positive.image) == (other.positive.text, other.positive.image)
+
+
+@pytest.mark.parametrize("suffix", ["jsonl", "parquet"])
+@pytest.mark.parametrize(
+    ("cells", "expected"),
+    [
+        ({"negative_text": ["y", "z"]}, [("y", None), ("z", None)]),
+        ({"negative_image": ["n.png", "m.png"]}, [(None, "n.png"), (None, "m.png")]),
+        (
+            {"negative_text": ["y", None, "z"], "negative_image": ["n.png", "m.png", ""]},
+            [("y", "n.png"), (None, "m.png"), ("z", None)],
+        ),
+        ({"negative_text": ["", "z", None]}, [("z", None)]),
+        ({"negative_text": []}, []),
+        ({"negative_text": "y", "negative_image": ["n.png"]}, [("y", "n.png")]),
+        ({"negative_text": "y", "negative_image": "n.png"}, [("y", "n.png")]),
+        ({"negative_text": None}, []),
+    ],
+)
+def test_a_pair_may_have_any_number_of_mined_negatives(tmp_path, suffix, cells, expected):
+    row = {"query_text": "q", "positive_text": "p", **cells}
+    (pair,) = read_pairs(write(tmp_path / f"pairs.{suffix}", row))
+    assert negatives(pair) == expected
+
+
+def test_a_negative_that_is_the_positive_itself_is_left_out_and_counted(tmp_path):
+    row = {"query_text": "q", "positive_text": "p", "negative_text": ["p", "n", "p"]}
+    table = read_pairs(write(tmp_path / "pairs.jsonl", row, {**row, "negative_text": "n"}))
+    assert [negatives(pair) for pair in table] == [[("n", None)], [("n", None)]]
+    assert table.equal_negatives == 2
 
 
 @pytest.mark.parametrize(
     ("row", "message"),
     [
-        ({"query_text": "a"}, "row 1: fill positive_text"),
-        ({"positive_text": "a"}, "row 1: fill query_text"),
-        ({"query_text": "a", "positve_text": "b"}, "unknown column 'positve_text'"),
+        ({"query_text": "a"}, "row 2: fill positive_text, positive_image or both"),
+        ({"positive_text": "a"}, "row 2: fill query_text"),
+        ({"query_text": " ", "positive_text": "a"}, "row 2: fill query_text"),
+        ({"query_text": math.nan, "positive_text": "a"}, "row 2: fill query_text"),
+        ({"query_text": "a", "positve_text": "b"}, "row 2: unknown column 'positve_text'"),
+        ({"query_text": ["a"], "positive_text": "b"}, "row 2: query_text is a list, must be a string"),
+        ({"query_text": "a", "positive_text": {"b": 1}}, "row 2: positive_text is a dict, must be a string"),
+        ({"query_text": "a", "positive_text": "b", "group": ["c"]}, "row 2: group is a list"),
+        ({"query_text": "a\ud800", "positive_text": "b"}, "row 2: query_text is not Unicode"),
+        ({"query_text": "a", "positive_text": "b", "negative_text": [["c"]]}, "row 2: negative_text is a list"),
+        (
+            {"query_text": "a", "positive_text": "b", "negative_text": ["c", "d"], "negative_image": ["c.png"]},
+            "row 2: negative_text has 2 entries and negative_image 1; give both as many",
+        ),
+        (
+            {"query_text": "a", "positive_text": "b", "negative_text": [], "negative_image": ["c.png"]},
+            "row 2: negative_text has 0 entries and negative_image 1; give both as many",
+        ),
     ],
 )
 def test_unusable_row_is_named_with_its_remedy(tmp_path, row, message):
-    with pytest.raises(CatalogError, match=message):
-        read_pairs(write(tmp_path / "pairs.jsonl", row))
+    with pytest.raises(CatalogError, match=message) as caught:
+        read_pairs(write(tmp_path / "pairs.jsonl", {"query_text": "fine", "positive_text": "fine"}, row))
+    assert "\n" not in str(caught.value)
+
+
+def test_numbers_are_texts_and_missing_numbers_are_nothing(tmp_path):
+    (pair,) = read_pairs(
+        write(tmp_path / "pairs.jsonl", {"query_text": 7, "positive_text": 1.5, "negative_text": math.nan, "group": 3})
+    )
+    assert (pair.query.text, pair.positive.text, pair.negatives, pair.group) == ("7", "1.5", (), "3")
 
 
 def test_empty_file_is_refused(tmp_path):
-    with pytest.raises(CatalogError, match="no pairs"):
+    with pytest.raises(CatalogError, match="no pairs in this file; it needs at least one row"):
         read_pairs(write(tmp_path / "pairs.jsonl"))
 
 

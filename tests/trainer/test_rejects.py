@@ -1,0 +1,51 @@
+import pytest
+
+from fanoise.errors import TrainingError
+from trainer.rejects import RejectShare
+
+
+def feed(share: RejectShare, *lost: int, planned: int = 50) -> None:
+    for count in lost:
+        share.add(planned=planned, lost=count)
+
+
+def test_a_share_at_the_limit_goes_on_and_one_above_stops_with_the_remedy():
+    share = RejectShare(0.4)
+    feed(share, 20, 20, 20)
+    with pytest.raises(
+        TrainingError, match=r"^81 of the last 200 pairs .*data.max_rejects \(0.4\).*rejects.jsonl"
+    ) as caught:
+        feed(share, 21)
+    assert "\n" not in str(caught.value)
+
+
+def test_nothing_is_said_before_twenty_pairs_are_lost():
+    share = RejectShare(0.05)
+    feed(share, 19, 0)
+    with pytest.raises(TrainingError, match="20 of the last 150 pairs"):
+        feed(share, 1)
+
+
+def test_a_first_batch_that_is_lost_as_a_whole_stops_at_once():
+    with pytest.raises(TrainingError, match="4 of the last 4 pairs"):
+        feed(RejectShare(0.05), 4, planned=4)
+    later = RejectShare(0.05)
+    feed(later, 0, 4, planned=4)
+
+
+def test_only_the_last_hundred_batches_count():
+    share = RejectShare(0.1)
+    feed(share, 0, *[4] * 100)
+    feed(share, *[0] * 100)
+    feed(share, *[5] * 100)
+    assert share.lost == 900
+    with pytest.raises(TrainingError, match="501 of the last 5000 pairs"):
+        feed(share, 6)
+
+
+def test_all_pairs_may_be_allowed_to_break_and_none():
+    feed(RejectShare(1.0), *[50] * 5)
+    strict = RejectShare(0)
+    feed(strict, *[1] * 19)
+    with pytest.raises(TrainingError):
+        feed(strict, 1)

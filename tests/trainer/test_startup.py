@@ -1,0 +1,141 @@
+"""What is said before a run starts, from shapes alone."""
+
+import re
+from pathlib import Path
+
+import pytest
+import torch
+import transformers
+
+from fanoise.backbones import load_backbone, load_skeleton
+from fanoise.errors import ConfigError
+from trainer.__main__ import main
+from trainer.config import DataConfig, LoraConfig, ModelConfig, RunConfig
+from trainer.startup import add_lora, describe_run
+
+
+def config(**changes) -> RunConfig:
+    values = {
+        "model": ModelConfig(base="base"),
+        "data": DataConfig(pairs=["a", "b"]),
+        "output_dir": Path("runs/x"),
+        "batch_size": 64,
+        "chunk_size": 8,
+        "max_steps": 10,
+    }
+    return RunConfig(**{**values, **changes})
+
+
+def describe(backbone, settings: RunConfig, processes: int = 1, dtype: torch.dtype = torch.float32) -> dict[str, str]:
+    files = [("a.jsonl", 100), ("b.jsonl", 220)]
+    table = describe_run(settings, backbone, processes=processes, dtype=dtype, files=files)
+    return {line[:8].strip(): line[10:] for line in table.splitlines()}
+
+
+@pytest.fixture
+def backbone(tiny_base):
+    return load_backbone(tiny_base)
+
+
+def test_the_table_says_what_is_trained_how_it_is_cut_and_how_strong_the_noise_is(backbone):
+    settings = config()
+    add_lora(backbone, settings.lora)
+    found = describe(backbone, settings, processes=2)
+    # two layers of 32 dimensions: four square attention projections, three of the MLP to and from 96
+    trained = 2 * 8 * (4 * (32 + 32) + 3 * (32 + 96))
+    total = sum(parameter.numel() for parameter in backbone.model.parameters())
+    assert f"LoRA rank 8, alpha 16: {trained / 1e6:.2f} M parameters ({trained / total:.2%})" == found["trained"]
+    assert found["backbone"].startswith("qwen2_vl, ") and found["backbone"].endswith(" M parameters, 32 dimensions")
+    assert found["batch"] == "64 pairs = 2 process(es) × 32, 4 chunk(s) of up to 8 a side, each run twice (GradCache)"
+    assert found["data"] == "320 pairs in 2 file(s), one file a batch, 2.00 epochs"
+    assert "float32, ZeRO 1" in found["steps"]
+    # 0.1 / (sqrt(32) 0.02) logits; 64 rows of 32 dimensions have rank 32
+    assert found["noise"] == "sublinear, strength 0.1: 0.88 logits where S = 1, at least 1.00% of a row's energy"
+
+
+def test_memory_counts_parameters_gradients_and_optimizer_over_the_processes(backbone):
+    total = sum(parameter.numel() for parameter in backbone.model.parameters())
+    whole = LoraConfig(enabled=False)
+    for stage, bytes_each in ((0, 4 + 4 + 8), (1, 4 + 4 + 12 / 4), (2, 4 + 4 / 4 + 12 / 4), (3, (4 + 4 + 12) / 4)):
+        text = describe(backbone, config(lora=whole, zero_stage=stage), processes=4)["memory"]
+        assert text.startswith(f"at least {total * bytes_each / 2**30:.2f} GiB a process")
+
+
+def test_no_noise_is_said_in_a_word(backbone):
+    from fanoise.noise import NoiseConfig
+
+    assert describe(backbone, config(noise=NoiseConfig(strength=0)))["noise"] == "none"
+    assert "NEFTune" in describe(backbone, config(noise=NoiseConfig(position="input", strength=5)))["noise"]
+
+
+@pytest.mark.parametrize("targets", ["nothing_like_it", "language_model.layers.0.self_attn"])
+def test_lora_targets_without_a_match_list_what_there_is(backbone, targets):
+    with pytest.raises(ConfigError) as error:
+        add_lora(backbone, LoraConfig(targets=targets))
+    message = str(error.value)
+    assert targets in message and "\n" not in message
+    assert "model.language_model.layers.N.self_attn.q_proj" in message
+    assert "model.visual.blocks.N.attn.qkv" in message
+
+
+def test_dora_adds_a_magnitude_for_every_output(backbone, tiny_base):
+    add_lora(backbone, LoraConfig())
+    plain = sum(p.numel() for p in backbone.model.parameters() if p.requires_grad)
+    other = load_backbone(tiny_base)
+    add_lora(other, LoraConfig(dora=True))
+    outputs = 2 * (4 * 32 + 2 * 96 + 32)
+    assert sum(p.numel() for p in other.model.parameters() if p.requires_grad) == plain + outputs
+
+
+@pytest.fixture
+def seven_billion(tmp_path) -> Path:
+    """Nothing but the config.json of a Qwen2-VL-7B."""
+    folder = tmp_path / "Qwen2-VL-7B"
+    transformers.Qwen2VLConfig(
+        text_config={
+            "vocab_size": 152064,
+            "hidden_size": 3584,
+            "intermediate_size": 18944,
+            "num_hidden_layers": 28,
+            "num_attention_heads": 28,
+            "num_key_value_heads": 4,
+        },
+        vision_config={"depth": 32, "embed_dim": 1280, "hidden_size": 3584, "num_heads": 16},
+    ).save_pretrained(folder)
+    return folder
+
+
+def test_dry_run_of_a_7b_needs_its_config_only_and_writes_nothing(seven_billion, toy_pairs, tmp_path, capsys):
+    run = tmp_path / "run"
+    arguments = [f"--model.base={seven_billion}", f"--data.pairs=[{toy_pairs}]", f"--output_dir={run}"]
+    assert main([*arguments, "--batch_size=32", "--dry_run=true"]) == 0
+    out = capsys.readouterr().out
+    assert re.search(r"backbone  qwen2_vl, 8\.\d\d B parameters, 3584 dimensions", out)
+    assert "LoRA rank 8, alpha 16: 20.19 M parameters" in out
+    assert "48 pairs in 1 file(s)" in out
+    assert not run.exists()
+    assert next(load_skeleton(seven_billion).model.parameters()).device.type == "meta"
+
+
+def test_dry_run_finds_bad_input_like_a_run(seven_billion, toy_pairs, tmp_path, capsys):
+    arguments = [f"--model.base={seven_billion}", f"--data.pairs=[{toy_pairs}]", f"--output_dir={tmp_path / 'run'}"]
+    arguments.append("--batch_size=32")
+    for change, expected in (
+        ("--lora.targets=nothing", "matches no module"),
+        ("--batch_size=64", "batch_size (64) is more than the 48 pairs"),
+        ("--model.base=nowhere", "no model checkpoint"),
+    ):
+        with pytest.raises(SystemExit) as stopped:
+            main([*arguments, "--dry_run=true", change])
+        assert stopped.value.code == 2
+        assert expected in capsys.readouterr().err
+
+
+def test_memory_of_a_7b_is_its_bf16_weights_and_a_slope(seven_billion):
+    """About 15.4 GiB of bf16 weights, and a slope for the activations."""
+    backbone = load_skeleton(seven_billion)
+    add_lora(backbone, LoraConfig())
+    found = describe(backbone, config(), dtype=torch.bfloat16)["memory"]
+    first, slope = (float(number) for number in re.findall(r"(\d+\.\d+) GiB", found))
+    assert 15 < first < 17
+    assert slope == pytest.approx(1000 * 28 * 3584 * 34 / 2**30, abs=0.01)

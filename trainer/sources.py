@@ -1,0 +1,78 @@
+"""From the settings to the tables of pairs: own files, MMEB's, and those on the hub."""
+
+import glob
+import re
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+
+from fanoise.errors import CatalogError, ConfigError
+from trainer.config import RunConfig
+from trainer.hub_files import fetch, is_on_hub
+from trainer.mmeb import is_mmeb_train, read_mmeb_train
+from trainer.pair_table import PairTable
+from trainer.pairs import read_pairs
+
+_SHARD = re.compile(r"-\d{5}-of-\d{5}$")
+
+
+def matching(pattern: str) -> list[str]:
+    """The files that a pattern (`*`, `?`, `[...]`, `**`) stands for, sorted; what is none stands for itself.
+
+    Raises: CatalogError for a pattern that matches no file.
+    """
+    if is_on_hub(pattern) or not glob.has_magic(pattern) or Path(pattern).exists():
+        return [pattern]
+    found = sorted(glob.glob(pattern, recursive=True))  # noqa: PTH207  # Path.glob takes no absolute pattern
+    if not found:
+        raise CatalogError(f"{pattern}: no file matches this pattern; check the path, or fetch the files first")
+    return found
+
+
+def load_pairs(sources: Sequence[str], config: RunConfig, *, max_pairs: int | None) -> list[PairTable]:
+    """A table for each source, of at most `max_pairs` pairs drawn by the run's seed.
+
+    Raises: CatalogError naming file, row and remedy; ConfigError where `data.images` is needed or does not exist.
+    """
+    images = config.data.images
+    if images is not None and not Path(images).is_dir():
+        raise ConfigError(f"data.images {images}: no such folder")
+    paths = [fetch(source) if is_on_hub(source) else Path(source) for source in sources]
+    sets = [is_mmeb_train(path) for path in paths]
+    for source, is_set in zip(sources, sets, strict=True):
+        if is_set and images is None:
+            raise ConfigError(
+                f"data.images is not set; {source} is in MMEB format, give the folder its image paths start in"
+            )
+    tables = []
+    for source, path, is_set in zip(sources, paths, sets, strict=True):
+        if is_set:
+            table = read_mmeb_train(path, images=str(images))
+        else:
+            table = read_pairs(path, images=images if is_on_hub(source) else None)
+            if is_on_hub(source) and table.names_images and images is None:
+                raise ConfigError(f"data.images is not set; {source} names images, give the folder you have them in")
+        tables.append(table.sample(max_pairs, seed=config.seed))
+    return tables
+
+
+def short_names(sources: Sequence[str]) -> list[str]:
+    """The files' names without folder and suffix, or their folders' where all are called alike, as in MMEB.
+
+    Where two come out the same, folder and name, and at last a number, tell them apart.
+    """
+    paths = [Path(source) for source in sources]
+    names = [path.parent.name if _SHARD.search(path.stem) and path.parent.name else path.stem for path in paths]
+    names = [
+        "/".join([*path.parts[-2:-1], path.stem]) if count > 1 else name
+        for path, name, count in zip(paths, names, _counts(names), strict=True)
+    ]
+    return [
+        f"{name}#{number}" if count > 1 else name
+        for number, (name, count) in enumerate(zip(names, _counts(names), strict=True), start=1)
+    ]
+
+
+def _counts(names: Sequence[str]) -> list[int]:
+    counts = Counter(names)
+    return [counts[name] for name in names]

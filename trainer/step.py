@@ -1,0 +1,146 @@
+"""One training step: labels, sides, exact gradient, update, and what is written about it."""
+
+import math
+import resource
+import sys
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from fanoise.diagnostics import alignment, effective_rank, lost_share, noise_to_signal, uniformity
+from fanoise.distributed import gather_rows, rank
+from fanoise.errors import TrainingError
+from fanoise.noise import decompose, noise_energy, noise_in_logits
+from trainer.batches import StepBatch
+from trainer.gradcache import gradcache_backward
+from trainer.objective import Labels, Objective
+
+_MOST_ROWS = 2048
+"""Uniformity looks at every pair of rows; beyond this many rows a part is enough to log."""
+
+
+def count(batch: StepBatch, device: torch.device) -> tuple[int, int]:
+    """Over all processes: tokens that went into the model once, and pairs whose images could be read."""
+    chunks = [chunk for side in (batch.query, batch.positive, batch.negative) for chunk in side]
+    tokens = sum(int(chunk["attention_mask"].sum()) for chunk in chunks if "attention_mask" in chunk)
+    totals = gather_rows(torch.tensor([[tokens, len(batch.rows)]], device=device)).sum(dim=0)
+    return int(totals[0]), int(totals[1])
+
+
+def train_step(
+    engine: Any, objective: Objective, batch: StepBatch, device: torch.device, *, views: bool, spectrum: bool
+) -> dict[str, Any]:
+    """Gradient and update, unless one of them is not finite; returns the step's row of `metrics.jsonl`.
+
+    Args:
+        views: encode the queries twice, for `loss.dropout_pairs`.
+        spectrum: add what costs an eigendecomposition to the row.
+    Raises: TrainingError where no pair of this process's share could be read, or there is nothing to tell apart.
+    """
+    if not batch.rows:
+        raise TrainingError(f"step {batch.step}: not one pair of this process's share could be read")
+    labels = make_labels(batch, device)
+    if not labels.has_negatives():
+        raise TrainingError(
+            f"step {batch.step}: no query has a negative, all {len(labels.exclude)} positives answer every query; "
+            "give the pairs different positives or groups, or mined negatives, or mix files by data.sub_batch_size"
+        )
+    stats: dict[str, float] = {}
+
+    def loss_of(sides: dict[str, Tensor]) -> Tensor:
+        item = torch.cat([sides["positive"], sides["negative"]]) if "negative" in sides else sides["positive"]
+        loss = objective.loss(sides["query"], item, labels, step=batch.step, view=sides.get("view"))
+        if rank() == 0:
+            query, positive = (F.normalize(sides[side].detach().float(), dim=-1) for side in ("query", "positive"))
+            stats.update(batch_metrics(query, positive, labels))
+            stats.update(noise_metrics(objective, batch.step, item.detach(), spectrum=spectrum))
+        return loss
+
+    def moved(chunks: list[dict[str, Tensor]]) -> list[dict[str, Tensor]]:
+        return [{key: value.to(device, non_blocking=True) for key, value in chunk.items()} for chunk in chunks]
+
+    query = moved(batch.query)
+    sides = {"query": query, "positive": moved(batch.positive), "negative": moved(batch.negative)}
+    if views:
+        sides["view"] = query
+    loss = float(gradcache_backward(engine, sides, loss_of))
+    lr = engine.get_lr()[0]
+    norm = update(engine) if math.isfinite(loss) else math.nan
+    return {"step": batch.step, "loss": loss, "lr": lr, "grad_norm": norm, "memory_gib": _memory_gib(device), **stats}
+
+
+def update(engine: Any) -> float:
+    """Update on a finite gradient only; returns its norm before clipping."""
+    # without ZeRO the gradients lie whole on every process; with it DeepSpeed knows the norm, and skips a broken step
+    norm = float(torch.nn.utils.get_total_norm([p.grad for p in engine.module.parameters() if p.grad is not None]))
+    if engine.zero_optimization_stage() or math.isfinite(norm):
+        engine.step()
+    else:
+        engine.zero_grad()
+    return float(engine.get_global_grad_norm()) if engine.zero_optimization_stage() else norm
+
+
+def make_labels(batch: StepBatch, device: torch.device) -> Labels:
+    """Gather what every process knows of its own rows."""
+    rows = gather_rows(torch.tensor(batch.rows, device=device))
+    counts = gather_rows(torch.tensor([len(batch.rows)], device=device))
+    negatives = gather_rows(torch.tensor(batch.negative_counts, device=device))
+    owners = torch.arange(len(negatives), device=device).repeat_interleave(negatives)
+    exclude = torch.from_numpy(batch.valid_answers).to(device)[rows][:, rows]
+    return Labels(exclude=exclude, negative_owner=owners, rows_per_process=tuple(counts.tolist()))
+
+
+def batch_metrics(query: Tensor, positive: Tensor, labels: Labels) -> dict[str, float]:
+    """Of [G, D] clean unit rows."""
+    similarity = query @ positive.T
+    other = ~labels.exclude
+    other.fill_diagonal_(False)
+    return {
+        "positive_similarity": round(float(similarity.diagonal().mean()), 5),
+        "negative_similarity": round(float(similarity[other].mean()), 5) if bool(other.any()) else 0.0,
+        "alignment": round(alignment(query, positive), 5),
+        "uniformity": round(uniformity(positive[:_MOST_ROWS]), 5),
+    }
+
+
+def noise_metrics(objective: Objective, step: int, item: Tensor, *, spectrum: bool) -> dict[str, float]:
+    """How strong the step's noise is: in logits, as a share of a row's energy, and by band of the spectrum.
+
+    Args:
+        item: [G + mined negatives, D] clean items, whose spectrum is shown.
+    """
+    noise, strength = objective.noise, objective.strength_at(step)
+    rows, dim = item.shape
+    found = {"noise_strength": strength, "noise_in_logits": noise_in_logits(strength, dim, objective.temperature)}
+    if noise.position == "input":
+        return found
+    energies = [
+        noise_energy(sigma, dim, noise.scaling, energy_matched=noise.energy_matched)
+        for sigma in objective.spectra.values()
+    ]
+    # isotropic noise has energy 1 and needs no spectrum
+    found["noise_energy"] = strength**2 * (sum(energies) / len(energies) if energies else 1.0)
+    if not spectrum:
+        return found
+    unit = item if noise.features == "raw" else F.normalize(item, dim=-1)
+    sigma = objective.spectra.get("target") if noise.spectrum == "global" else None
+    sigma = decompose(unit).sigma if sigma is None else sigma
+    found["effective_rank"] = effective_rank(sigma)
+    found["lost_share"] = lost_share(sigma, strength, rows, dim)
+    bands = noise_to_signal(sigma, noise, strength, rows, dim)
+    return found | {f"noise_to_signal_{band}": value for band, value in bands.items()}
+
+
+def has_dropout(module: nn.Module) -> bool:
+    """Whether two forward passes of the module in training mode can differ."""
+    return any(isinstance(part, nn.Dropout) and part.p > 0 for part in module.modules())
+
+
+def _memory_gib(device: torch.device) -> float:
+    """Peak so far, of the device, or of this process where there is none."""
+    if device.type == "cuda":
+        return round(torch.cuda.max_memory_allocated(device) / 2**30, 3)
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return round(peak / (2**30 if sys.platform == "darwin" else 2**20), 3)
