@@ -12,7 +12,7 @@ from fanoise.backbones.clip import CLIPBackbone
 from fanoise.backbones.llava_next import LlavaNextBackbone
 from fanoise.backbones.phi3_v import Phi3VBackbone
 from fanoise.backbones.qwen_vl import Qwen2_5VLBackbone, Qwen2VLBackbone, Qwen3VLBackbone
-from fanoise.errors import ArtifactError
+from fanoise.errors import ArtifactError, ConfigError
 from fanoise.process import settle_accelerator
 
 _FAMILIES: tuple[type[Backbone], ...] = (
@@ -44,6 +44,8 @@ def load_backbone(
     try:
         return family.load(path, dtype=dtype, revision=revision, attention=attention)
     except (OSError, ValueError, RuntimeError, SafetensorError, ImportError) as error:
+        if attention != "auto" and "attention" in str(error).lower():
+            raise ConfigError(f"attention {attention} cannot be had: {str(error).splitlines()[0]}; take auto") from None
         raise ArtifactError(
             f"{path}: the checkpoint is incomplete or damaged ({str(error).splitlines()[0]}); fetch or save it again"
         ) from None
@@ -74,7 +76,14 @@ def _family(path: str | Path, revision: str | None) -> tuple[type[Backbone], tra
         raise ArtifactError(
             f"{path}: model type {config.model_type!r} is not supported; known: {', '.join(sorted(_BY_TYPE))}"
         )
-    return _BY_TYPE[config.model_type], config
+    family = _BY_TYPE[config.model_type]
+    named = config.architectures or []
+    if family.architectures and named and not set(named) & set(family.architectures):
+        raise ArtifactError(
+            f"{path}: architecture {named[0]!r} of {config.model_type} is not supported; "
+            f"give a checkpoint of {' or '.join(family.architectures)}"
+        )
+    return family, config
 
 
 __all__ = ["Attention", "Backbone", "Example", "load_backbone", "load_skeleton"]

@@ -45,6 +45,8 @@ class Backbone(ABC):
     """`model_type` values of the checkpoints' config.json that this class serves."""
     model_class: ClassVar[type]
     """The upstream class, with `from_pretrained` and a constructor that takes its config."""
+    architectures: ClassVar[tuple[str, ...]] = ()
+    """Which of the `architectures` in config.json it serves, where others have the same model type; () for all."""
     lora_targets: ClassVar[str]
     """Regular expression, matched in full: the language tower's attention and MLP projections, nothing else."""
     poolings: ClassVar[tuple[Pooling, ...]]

@@ -8,15 +8,10 @@ Published zero-shot results of BLIP-2 as an embedder are of something else: VLM2
 wrapper both take the states of the first query and of [CLS] before the projections, which no loss has ever compared.
 """
 
-from pathlib import Path
-
-import torch
 import transformers
 from torch import Tensor
 
-from fanoise.backbones.base import Attention, Backbone
 from fanoise.backbones.dual_encoder import DualEncoderBackbone, unit
-from fanoise.errors import ArtifactError
 
 
 class Blip2Backbone(DualEncoderBackbone):
@@ -28,26 +23,13 @@ class Blip2Backbone(DualEncoderBackbone):
 
     model_types = ("blip-2",)
     model_class = transformers.Blip2ForImageTextRetrieval
+    architectures = ("Blip2ForImageTextRetrieval",)  # the others have no shared space for text and image
     processor_class = transformers.Blip2Processor
     lora_targets = (
         r"qformer\.encoder\.layer\.\d+\."
         r"((cross)?attention\.(attention\.(query|key|value)|output\.dense)|(intermediate|output)(_query)?\.dense)"
     )
     unused_weights = ("itm_head",)
-
-    @classmethod
-    def load(
-        cls, path: str | Path, *, dtype: torch.dtype, revision: str | None = None, attention: Attention = "auto"
-    ) -> Backbone:
-        options = {} if revision is None else {"revision": revision}
-        # checkpoints of all BLIP-2 classes have the same `model_type`
-        architectures = transformers.AutoConfig.from_pretrained(path, **options).architectures
-        if architectures and cls.model_class.__name__ not in architectures:
-            raise ArtifactError(
-                f"{path}: architecture {architectures[0]!r} of BLIP-2 has no shared space for text and image; "
-                f"give a {cls.model_class.__name__}, such as Salesforce/blip2-itm-vit-g"
-            )
-        return super().load(path, dtype=dtype, revision=revision, attention=attention)
 
     @property
     def dim(self) -> int:

@@ -165,7 +165,7 @@ class Phi3VModel(transformers.Phi3Model):
         super()._init_weights(module)
         if isinstance(module, HDImageEmbedding):
             for separator in (module.sub_GN, module.glb_GN):
-                init.zeros_(separator)
+                init.normal_(separator, std=self.config.initializer_range)
 
 
 class Phi3VForCausalLM(transformers.Phi3PreTrainedModel):
