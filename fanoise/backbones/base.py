@@ -4,6 +4,7 @@ A backbone adapts a model class that already exists upstream: it knows how items
 vectors come out. Nothing outside this folder compares model names.
 """
 
+import json
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -125,10 +126,16 @@ class TokenBackbone(Backbone):
 
     image_placeholder: ClassVar[str]
     """What stands for an image in a row's text; the processor turns it into as many tokens as the image takes."""
-    special_tokens: ClassVar[tuple[str, ...]]
-    """What the text of an item must not contain: placeholders, turn marks, ends."""
-    end_of_text: ClassVar[str]
-    """The token that ends a row and is pooled."""
+
+    @property
+    @abstractmethod
+    def special_tokens(self) -> tuple[str, ...]:
+        """What the text of an item must not contain: placeholders, turn marks, ends."""
+
+    @property
+    @abstractmethod
+    def end_of_text(self) -> str:
+        """The token that ends a row and is pooled."""
 
     @abstractmethod
     def hidden_states(self, batch: dict[str, Tensor]) -> Tensor:
@@ -158,3 +165,21 @@ class TokenBackbone(Backbone):
         for token in self.special_tokens:
             text = text.replace(token, " ")
         return text
+
+
+def tokenizer_state(tokenizer: Any) -> dict[str, Any]:
+    """A fast tokenizer's part of `processor_state`."""
+    state = json.loads(tokenizer.backend_tokenizer.to_str())
+    # call settings that happen to be stored with the tokenizer
+    return {key: value for key, value in state.items() if key not in ("padding", "truncation")}
+
+
+def plain(value: Any) -> Any:
+    """An image processor's setting as a JSON value, the same whichever library wrote it."""
+    if value is None:
+        return None
+    if isinstance(value, tuple | list):
+        return [float(one) for one in value]
+    if isinstance(value, int | float):
+        return float(value)
+    return {key: one for key, one in dict(value).items() if one is not None}  # a size

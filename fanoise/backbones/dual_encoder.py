@@ -10,7 +10,6 @@ them. Here they are unit vectors first: these models are trained by cosine, so t
 and the longer of the two would decide how much text and image count.
 """
 
-import json
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from functools import cached_property
@@ -22,7 +21,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
-from fanoise.backbones.base import Backbone, Example
+from fanoise.backbones.base import Backbone, Example, plain, tokenizer_state
 from fanoise.errors import ConfigError
 from fanoise.pooling import Pooling
 
@@ -73,13 +72,8 @@ class DualEncoderBackbone(Backbone):
     def processor_state(self) -> dict[str, Any]:
         images = self.processor.image_processor
         return {
-            "images": {name: _plain(getattr(images, name, None)) for name in _IMAGE_SETTINGS},
-            # padding and truncation are call settings that happen to be stored with the tokenizer
-            "tokenizer": {
-                key: value
-                for key, value in json.loads(self.processor.tokenizer.backend_tokenizer.to_str()).items()
-                if key not in ("padding", "truncation")
-            },
+            "images": {name: plain(getattr(images, name, None)) for name in _IMAGE_SETTINGS},
+            "tokenizer": tokenizer_state(self.processor.tokenizer),
         }
 
     def set_max_pixels(self, max_pixels: int) -> None:
@@ -160,13 +154,3 @@ def unit(features: Tensor) -> Tensor:
 
 def _has_text(example: Example) -> bool:
     return bool(example.prompt or example.text) or example.image is None
-
-
-def _plain(value: Any) -> Any:
-    if value is None or isinstance(value, bool):
-        return value
-    if isinstance(value, tuple | list):
-        return [float(one) for one in value]
-    if isinstance(value, int | float):
-        return float(value)
-    return {key: one for key, one in dict(value).items() if one is not None}  # a size

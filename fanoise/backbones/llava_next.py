@@ -15,7 +15,6 @@ The limit on pixels chooses among the canvases:
   which a square image takes 2928 tokens.
 """
 
-import json
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -23,7 +22,7 @@ from typing import Any
 import transformers
 from torch import Tensor, nn
 
-from fanoise.backbones.base import Attention, Backbone, TokenBackbone
+from fanoise.backbones.base import Attention, Backbone, TokenBackbone, plain, tokenizer_state
 from fanoise.errors import ArtifactError, ConfigError
 
 
@@ -58,11 +57,11 @@ class LlavaNextBackbone(TokenBackbone):
         return processor
 
     @property
-    def end_of_text(self) -> str:  # type: ignore[override]
+    def end_of_text(self) -> str:
         return self.processor.tokenizer.eos_token
 
     @property
-    def special_tokens(self) -> tuple[str, ...]:  # type: ignore[override]
+    def special_tokens(self) -> tuple[str, ...]:
         return tuple(self.processor.tokenizer.get_added_vocab())
 
     @property
@@ -79,7 +78,7 @@ class LlavaNextBackbone(TokenBackbone):
         names += ["do_normalize", "image_mean", "image_std", "do_pad"]
         return {
             "images": {
-                **{name: _plain(getattr(images, name)) for name in names},
+                **{name: plain(getattr(images, name)) for name in names},
                 "size": dict(images.size),
                 "crop_size": dict(images.crop_size),
                 "image_grid_pinpoints": _pairs(images.image_grid_pinpoints),
@@ -93,12 +92,7 @@ class LlavaNextBackbone(TokenBackbone):
                     "num_additional_image_tokens",
                 )
             },
-            # padding and truncation are call settings that happen to be stored with the tokenizer
-            "tokenizer": {
-                key: value
-                for key, value in json.loads(self.processor.tokenizer.backend_tokenizer.to_str()).items()
-                if key not in ("padding", "truncation")
-            },
+            "tokenizer": tokenizer_state(self.processor.tokenizer),
         }
 
     def set_max_pixels(self, max_pixels: int) -> None:
@@ -123,7 +117,3 @@ class LlavaNextBackbone(TokenBackbone):
 
 def _pairs(pinpoints: Any) -> list[list[int]]:
     return [list(pair) for pair in pinpoints]
-
-
-def _plain(value: Any) -> Any:
-    return list(value) if isinstance(value, tuple | list) else float(value)

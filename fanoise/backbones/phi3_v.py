@@ -7,10 +7,9 @@ stands between tiles and overview. So an image of rows × columns tiles takes
 
     (rows * columns + 1) * 144 + (rows + 1) * 12 + 1 tokens,
 
-of a square one 757 with 4 crops (as published for Phi-3.5) and 2509 with 16 (1344 × 1344 pixels, as for Phi-3).
+of a square one 757 with 4 crops (672 × 672 pixels) and 2509 with 16 (1344 × 1344 pixels).
 """
 
-import json
 import math
 import re
 from collections.abc import Sequence
@@ -23,8 +22,9 @@ import torch.nn.functional as F
 import transformers
 from PIL import Image
 from torch import Tensor, nn
+from transformers.models.auto.image_processing_auto import AutoImageProcessor
 
-from fanoise.backbones.base import Example, TokenBackbone
+from fanoise.backbones.base import Example, TokenBackbone, tokenizer_state
 from fanoise.backbones.phi3_v_model import Phi3VConfig, Phi3VForCausalLM
 from fanoise.errors import ConfigError
 
@@ -97,7 +97,8 @@ class Phi3VImageProcessor(transformers.BaseImageProcessor):
         return (rows * columns + 1) * self.num_img_tokens + (rows + 1) * math.isqrt(self.num_img_tokens) + 1
 
 
-transformers.AutoImageProcessor.register(Phi3VConfig, slow_image_processor_class=Phi3VImageProcessor, exist_ok=True)
+# not transformers.AutoImageProcessor, which 5.10 hides where torchvision is missing
+AutoImageProcessor.register(Phi3VConfig, slow_image_processor_class=Phi3VImageProcessor, exist_ok=True)
 
 
 class Phi3VProcessor:
@@ -163,7 +164,7 @@ class Phi3VBackbone(TokenBackbone):
         return Phi3VProcessor.from_pretrained(path, **options)
 
     @property
-    def special_tokens(self) -> tuple[str, ...]:  # type: ignore[override]
+    def special_tokens(self) -> tuple[str, ...]:
         return (self.image_placeholder, *self.processor.tokenizer.get_added_vocab())
 
     @property
@@ -179,12 +180,7 @@ class Phi3VBackbone(TokenBackbone):
         names = ("num_crops", "num_img_tokens", "image_mean", "image_std", "tile_size")
         return {
             "images": {name: getattr(images, name) for name in names},
-            # padding and truncation are call settings that happen to be stored with the tokenizer
-            "tokenizer": {
-                key: value
-                for key, value in json.loads(self.processor.tokenizer.backend_tokenizer.to_str()).items()
-                if key not in ("padding", "truncation")
-            },
+            "tokenizer": tokenizer_state(self.processor.tokenizer),
         }
 
     def set_max_pixels(self, max_pixels: int) -> None:

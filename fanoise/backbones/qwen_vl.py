@@ -4,7 +4,6 @@ One contract for the three: images at any resolution, M-RoPE, a causal language 
 DeepStack, the side of a patch) is inside the upstream classes and the checkpoints' own settings.
 """
 
-import json
 import math
 from collections.abc import Sequence
 from dataclasses import replace
@@ -16,7 +15,7 @@ from PIL import Image
 from torch import Tensor, nn
 from transformers.utils import is_torchvision_available
 
-from fanoise.backbones.base import Example, TokenBackbone
+from fanoise.backbones.base import Example, TokenBackbone, plain, tokenizer_state
 from fanoise.errors import ConfigError
 
 
@@ -70,13 +69,8 @@ class QwenVLBackbone(TokenBackbone):
         names = ["patch_size", "temporal_patch_size", "merge_size", "do_resize", "do_rescale", "rescale_factor"]
         names += ["do_normalize", "image_mean", "image_std", "resample"]
         return {
-            "images": {**{name: _plain(getattr(images, name)) for name in names}, "size": dict(images.size)},
-            # padding and truncation are call settings that happen to be stored with the tokenizer
-            "tokenizer": {
-                key: value
-                for key, value in json.loads(self.processor.tokenizer.backend_tokenizer.to_str()).items()
-                if key not in ("padding", "truncation")
-            },
+            "images": {**{name: plain(getattr(images, name)) for name in names}, "size": dict(images.size)},
+            "tokenizer": tokenizer_state(self.processor.tokenizer),
         }
 
     def set_max_pixels(self, max_pixels: int) -> None:
@@ -135,7 +129,3 @@ class Qwen3VLBackbone(QwenVLBackbone):
     model_types = ("qwen3_vl",)
     model_class = transformers.Qwen3VLForConditionalGeneration
     processor_class = transformers.Qwen3VLProcessor
-
-
-def _plain(value: Any) -> Any:
-    return list(value) if isinstance(value, tuple | list) else float(value)

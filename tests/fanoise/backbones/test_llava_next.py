@@ -61,7 +61,7 @@ def test_the_published_tiles_cost_as_many_tokens_as_documented(published_tiles, 
 
 def test_the_largest_of_all_images_is_that_of_the_docstring(published_tiles):
     backbone = load_backbone(published_tiles)
-    assert max(tokens(backbone, *size) for size in [(672, 672), (1008, 336), (336, 1008), (5000, 5000)]) == 2928
+    assert max(tokens(backbone, *size) for size in [(672, 672), (1008, 336), (336, 1008), (1500, 1400)]) == 2928
 
 
 # the canvas
@@ -79,7 +79,9 @@ def test_the_largest_of_all_images_is_that_of_the_docstring(published_tiles):
     ],
 )
 def test_the_limit_keeps_the_canvases_within_it(own, tiles, kept):
+    before = own.processor_state()
     own.set_max_pixels(int(tiles * TILE * TILE))
+    assert (own.processor_state() == before) == (tiles >= 4)
     expected = [[rows * TILE, columns * TILE] for rows, columns in kept]
     assert own.processor.image_processor.image_grid_pinpoints == expected
     assert own.model.config.image_grid_pinpoints == expected
@@ -187,6 +189,14 @@ def test_the_state_names_what_changes_the_pixels(folder, backbone, tmp_path, set
     pixels, expected = (one.collate(image, max_tokens=9)["pixel_values"] for one in (other, backbone))
     assert (pixels - expected).abs().max() > 0.01
     assert other.processor_state() != backbone.processor_state()
+
+
+def test_rows_are_padded_on_the_left_whatever_the_checkpoint_says(folder, tmp_path):
+    backbone = load_backbone(changed(folder, tmp_path, "tokenizer_config.json", padding_side="right"))
+    mask = backbone.collate([example("red"), example("blue", picture())], max_tokens=9)["attention_mask"]
+    assert mask[:, -1].all()
+    assert (mask.diff(dim=1) >= 0).all()
+    assert mask[0].sum() < mask[1].sum() == mask.shape[1]
 
 
 # towers

@@ -15,7 +15,7 @@ from transformers.models.phi3.modeling_phi3 import Phi3RotaryEmbedding
 
 from fanoise.backbones import load_backbone
 from fanoise.backbones.phi3_v import Phi3VImageProcessor
-from fanoise.backbones.phi3_v_model import Phi3VConfig, RowRotaryEmbedding
+from fanoise.backbones.phi3_v_model import Phi3VConfig, Phi3VForCausalLM, RowRotaryEmbedding
 from fanoise.errors import ArtifactError, ConfigError
 from tests.fanoise.backbones.examples import count, embed, example, ids, picture
 from tests.fanoise.backbones.tiny_phi3_v import GRID, TILE
@@ -129,7 +129,15 @@ def test_the_pixels_are_normalised_as_published():
 
 @pytest.mark.parametrize(
     ("num_crops", "size", "expected"),
-    [(4, (500, 500), 757), (16, (500, 500), 2509), (4, (900, 200), 745), (4, (200, 900), 781), (1, (50, 50), 313)],
+    [
+        (4, (500, 500), 757),
+        (16, (500, 500), 2509),
+        (4, (900, 200), 745),
+        (4, (200, 900), 781),
+        (1, (50, 50), 313),
+        (4, (1280, 640), 457),  # this and the next are also in the tests of transformers.js
+        (16, (1280, 640), 2353),
+    ],
 )
 def test_the_published_tiles_cost_as_many_tokens_as_documented(num_crops, size, expected):
     images = Phi3VImageProcessor(num_crops=num_crops)
@@ -152,8 +160,10 @@ def test_there_are_as_many_tokens_as_embeddings(own, size, tiles):
 
 @pytest.mark.parametrize(("tiles", "num_crops"), [(1, 1), (1.9, 1), (4, 4), (16.5, 16)])
 def test_the_limit_is_the_number_of_crops(own, tiles, num_crops):
+    before = own.processor_state()
     own.set_max_pixels(int(tiles * TILE * TILE))
     assert own.processor.image_processor.num_crops == num_crops
+    assert (own.processor_state() == before) == (num_crops == 4)
 
 
 def test_less_than_a_tile_is_refused(own):
@@ -332,9 +342,10 @@ def test_a_second_copy_of_the_token_embedding_is_passed_over(folder, backbone, t
     tensors = load_file(copy / "model.safetensors")
     tensors["model.vision_embed_tokens.wte.weight"] = tensors["model.embed_tokens.weight"].clone()
     save_file(tensors, copy / "model.safetensors", metadata={"format": "pt"})
-    again = load_backbone(copy).model.state_dict()
-    assert set(again) == set(backbone.model.state_dict())
-    assert torch.equal(again["model.embed_tokens.weight"], tensors["model.embed_tokens.weight"])
+    model, report = Phi3VForCausalLM.from_pretrained(copy, output_loading_info=True)
+    assert not report["unexpected_keys"] and not report["missing_keys"]
+    assert set(model.state_dict()) == set(backbone.model.state_dict())
+    assert torch.equal(model.model.embed_tokens.weight, tensors["model.embed_tokens.weight"])
 
 
 def test_the_published_settings_are_read_and_the_unpublished_filled_in():
@@ -383,6 +394,13 @@ def test_the_state_names_what_changes_the_pixels(folder, backbone, tmp_path, set
 
 
 # tokens
+
+
+def test_rows_are_padded_on_the_left(backbone):
+    mask = backbone.collate([example("red"), example("blue", picture())], max_tokens=9)["attention_mask"]
+    assert mask[:, -1].all()
+    assert (mask.diff(dim=1) >= 0).all()
+    assert mask[0].sum() < mask[1].sum() == mask.shape[1]
 
 
 def test_what_is_before_and_after_an_image_is_tokenized_by_itself(backbone):
