@@ -43,7 +43,7 @@ class BatchPlan:
         draws = np.random.default_rng([config.seed, 0]).random(config.max_steps * self._parts)
         ends = np.cumsum(weights / weights.sum())
         # of the file that a rounding error leaves beyond the last end there is none
-        self._file = np.searchsorted(ends, draws, side="right").clip(max=np.flatnonzero(weights)[-1])
+        self._file = np.searchsorted(ends, draws, side="right").clip(max=np.flatnonzero(weights)[-1]).astype(np.int32)
         self._epochs: dict[int, Epochs] = {}
         self._steps: dict[int, np.ndarray] = {}
         self._draw = np.zeros(len(draws), dtype=np.int32)
@@ -130,7 +130,8 @@ class StepBatches(Dataset[StepBatch]):
     def __init__(self, plan: BatchPlan, embedder: Embedder, config: RunConfig, *, rank: int, world_size: int) -> None:
         self._plan, self._embedder, self._config = plan, embedder, config
         self._rank, self._world_size = rank, world_size
-        self._complete = config.needs_complete_batches(world_size)
+        # a dual encoder whose image tower is locked has no graph at all where a chunk lacks text
+        self._complete = config.needs_complete_batches(world_size) or embedder.backbone.language_model is None
 
     def __len__(self) -> int:
         return self._config.max_steps + 1

@@ -251,7 +251,7 @@ def _intact(engine: Any, folder: Path, kinds: tuple[str, ...]) -> dict[str, Any]
         try:
             found = sha256_file(folder / name)
         except OSError as error:
-            raise _Damaged(f"{folder} is damaged ({name}: {error.strerror})") from None
+            raise _Damaged(f"{folder} is damaged ({name}: {_one_line(error)})") from None
         if found != digest:
             raise _Damaged(f"{folder} is damaged ({name} has changed since it was written)")
     expected = {name: list(full_shape(value)) for name, value in trainable_parameters(engine).items()}
@@ -299,4 +299,4 @@ def _device(engine: Any) -> torch.device:
 
 
 def _one_line(error: Exception) -> str:
-    return (str(error) or repr(error)).splitlines()[0]
+    return (getattr(error, "strerror", None) or str(error) or repr(error)).splitlines()[0]

@@ -59,7 +59,9 @@ class Epochs:
         # large ones first: the batches of most draws, which alone have room at the end, are too few for them
         by_size = np.argsort((sizes.max(initial=0) - sizes[inverse]) * len(order) + first[inverse], kind="stable")
         order = np.concatenate([order[places[by_size]], order[cluster < 0]])
-        batch = _deal(draws, self._size, int(sizes[sizes > len(draws)].sum()), rng)
+        begins = np.concatenate([[True], np.diff(inverse[by_size]) != 0, np.ones(len(order), dtype=bool)])
+        crowd = int(sizes[sizes > len(draws)].sum())
+        batch = _deal(draws, self._size, begins[: len(order)], crowd, rng)
         order = order[np.argsort(batch * len(order) + rng.permutation(len(order)))]
         _exchange(order, np.repeat(np.arange(len(draws)), draws * self._size), self._columns, rng)
         return order
@@ -103,17 +105,27 @@ def _occurrence(cluster: np.ndarray) -> np.ndarray:
     return found
 
 
-def _deal(draws: np.ndarray, size: int, crowd: int, rng: np.random.Generator) -> np.ndarray:
-    """The batch of each row of an epoch: of as many rows in a row as there are batches, no two get the same.
+def _deal(draws: np.ndarray, size: int, begins: np.ndarray, crowd: int, rng: np.random.Generator) -> np.ndarray:
+    """The batch of each row of an epoch: one row to each batch that has room, round after round in a new order.
 
-    The first `crowd` rows are dealt out to draws instead: a batch of two draws gets twice as many.
+    No batch gets two of a cluster, but where so few have room at the end that a cluster is more than they are.
+
+    Args:
+        begins: where in the epoch's rows a cluster begins; clusters are in order of falling size.
+        crowd: rows at the start whose clusters are larger than the number of batches. They are dealt to draws, so that
+            a batch of two draws gets twice as many.
     """
-    head = np.resize(rng.permutation(np.repeat(np.arange(len(draws)), draws)), crowd)
-    shuffled = rng.permutation(len(draws))
-    room = (draws * size - np.bincount(head, minlength=len(draws)))[shuffled]
-    place = np.repeat(np.arange(len(draws)), room)
-    turn = np.arange(len(place)) - np.repeat(np.cumsum(room) - room, room)
-    return np.concatenate([head, shuffled[place[np.argsort(turn * len(draws) + place)]]])
+    batch = np.resize(rng.permutation(np.repeat(np.arange(len(draws)), draws)), len(begins))
+    room = draws * size - np.bincount(batch[:crowd], minlength=len(draws))
+    start = np.maximum.accumulate(np.where(begins, np.arange(len(begins)), 0))
+    done = crowd
+    for round_ in range(int(room.max())):
+        turn = rng.permutation(np.flatnonzero(room > round_))
+        # the cluster that the last round has begun goes on in other batches
+        had = np.isin(turn, batch[start[done] : done])
+        batch[done : done + len(turn)] = np.concatenate([turn[~had], turn[had]])
+        done += len(turn)
+    return batch
 
 
 def _exchange(order: np.ndarray, batch: np.ndarray, clusters: list[np.ndarray], rng: np.random.Generator) -> None:
@@ -143,7 +155,7 @@ def _exchange(order: np.ndarray, batch: np.ndarray, clusters: list[np.ndarray], 
                 if not here:
                     break
                 tries -= 1
-                if batch[other] != batch[row] and (alike(row, other) + alike(other, row) < here + alike(other, other)):
+                if alike(row, other) + alike(other, row) < here + alike(other, other):
                     for values in (order, *columns):
                         values[[row, other]] = values[[other, row]]
         if not len(met):

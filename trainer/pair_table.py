@@ -84,7 +84,7 @@ class PairTable(Sequence[Pair]):
                         for row in part:
                             keys.extend(_row_keys(row, root))
                             table.equal_negatives += row.negatives.count(row.positive)
-                            table.names_images |= any(image for _, image in (row.query, row.positive, *row.negatives))
+                            table.names_images = table.names_images or _names_image(row)
                         writer.write_batch(_record_batch(part))
                 if not keys:
                     raise CatalogError(f"{path}: no pairs in this file; it needs at least one row")
@@ -169,6 +169,10 @@ def _group_key(group: str) -> int:
 def _hash(value: str) -> int:
     """64 bits, the same in every process; two of a million values are equal by chance in 1 of 37 million files."""
     return int.from_bytes(blake2b(value.encode(), digest_size=8).digest(), "little", signed=True)
+
+
+def _names_image(row: PairRow) -> bool:
+    return any(image is not None for _, image in (row.query, row.positive, *row.negatives))
 
 
 def _parts(rows: Iterator[PairRow]) -> Iterator[list[PairRow]]:

@@ -89,11 +89,14 @@ def _negatives(row: dict[str, Any]) -> list[Content]:
 def _text(row: dict[str, Any], column: str) -> str | None:
     """A cell as a string; None if there is nothing in it."""
     value = row.get(column)
-    if value is None or (isinstance(value, float) and math.isnan(value)):  # pandas writes missing cells as NaN
+    if value is None:
         return None
-    if not isinstance(value, str | int | float):
-        raise CatalogError(f"{column} is a {type(value).__name__}, must be a string; write one string a row")
-    value = str(value)
+    if not isinstance(value, str):
+        if not isinstance(value, int | float):
+            raise CatalogError(f"{column} is a {type(value).__name__}, must be a string; write one string a row")
+        if math.isnan(value):  # pandas writes missing cells as NaN
+            return None
+        value = str(value)
     if not value.isascii():
         try:
             value.encode()

@@ -62,8 +62,8 @@ def test_no_training_pair_shows_a_held_out_item(folders, name):
     held_out |= {str((folders[name] / "photos" / Path(file).name).resolve()) for file in held_out}
     for file in (folders[name] / "pairs").glob("*.jsonl"):
         for pair in read_pairs(file):
-            for item in (pair.query, pair.positive, pair.negative):
-                if item is not None and item.image is not None:
+            for item in (pair.query, pair.positive, *pair.negatives):
+                if item.image is not None:
                     assert Path(item.image).is_file()
                     assert str(Path(item.image).resolve()) not in held_out
 
@@ -83,7 +83,7 @@ def test_mined_negatives_are_of_the_same_family_and_differ_from_the_positive(fol
     pairs = read_pairs(folders["products"] / "pairs/near_miss.jsonl")
     assert len(pairs) == 2 * 3
     for pair in pairs:
-        positive, negative = (by_id[Path(item.image).stem] for item in (pair.positive, pair.negative))
+        positive, negative = (by_id[Path(item.image).stem] for item in (pair.positive, *pair.negatives))
         assert positive["detail"] != negative["detail"]
         assert positive["title"] == negative["title"]
         assert positive["detail"] in pair.query.text

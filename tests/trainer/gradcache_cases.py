@@ -103,6 +103,7 @@ def item(seed: int, is_image: bool, text: str) -> Item:
 
 def run(job: dict[str, Any], base: str, out: Path) -> None:
     torch.set_num_threads(1)
+    forked.partition_above(0)
     device = init_process_group()
     model = {**DEFAULTS, **job["model"]}
     config = RunConfig(

@@ -14,7 +14,7 @@ from fanoise.embedder import Embedder
 from fanoise.errors import CatalogError, ConfigError, ImageError, TrainingError
 from trainer.batches import BatchPlan, StepBatch, StepBatches, load_plan, step_loader
 from trainer.config import DataConfig, LoraConfig, ModelConfig, RunConfig
-from trainer.pair_table import PairRow, PairTable
+from trainer.pair_table import PairRow, PairTable, pair_keys
 from trainer.pairs import Pair, valid_answers
 
 
@@ -128,17 +128,26 @@ def test_a_late_step_needs_no_earlier_one(monkeypatch):
 
 
 def test_no_positive_is_in_a_batch_twice_where_the_file_has_enough():
-    run = config(
-        data=DataConfig(pairs=["a", "b"], weights=[1, 1], sub_batch_size=4), batch_size=16, chunk_size=16, max_steps=60
+    data = DataConfig(pairs=["a", "b"], weights=[1, 1], sub_batch_size=4)
+    plan = BatchPlan(
+        [table("a", 1200, positives=200), table("b", 1200, positives=240)],
+        config(data=data, batch_size=32, chunk_size=32, max_steps=60),
     )
-    plan = BatchPlan([table("a", 1200, positives=300), table("b", 1200, positives=600)], run)
     assert plan.notes == []
     several = 0
     for step in range(1, 61):
         pairs = plan.pairs(step)
         several += max(Counter(pair.query.text[0] for pair in pairs).values()) > 4
-        assert len({pair.positive.text for pair in pairs}) == 16
+        assert len({pair.positive.text for pair in pairs}) == 32
     assert several > 50, "most batches take several sub-batches of one file"
+
+
+def test_keys_of_a_batch_are_those_of_its_pairs():
+    data = DataConfig(pairs=["a", "b"], weights=[1, 1], sub_batch_size=2)
+    plan = BatchPlan([table("x", 10, positives=3), table("x", 9, positives=4)], config(data=data, batch_size=8))
+    for step in range(1, 11):
+        pairs = plan.pairs(step)
+        assert plan.keys(plan.rows(step)).tolist() == [list(pair_keys(pair)) for pair in pairs]
 
 
 def test_positives_that_must_repeat_are_said_once_and_masked():

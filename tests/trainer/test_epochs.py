@@ -5,6 +5,7 @@ from collections import Counter
 import numpy as np
 import pytest
 
+import trainer.epochs
 from trainer.epochs import Epochs
 
 ALONE = np.arange(10_000)
@@ -74,6 +75,53 @@ def test_what_is_as_frequent_as_there_are_batches_is_once_in_each(column):
     batches = epoch(file, 15)
     assert len(batches) == 8
     assert all(repeated(file, rows) == 0 for rows in batches)
+
+
+@pytest.fixture
+def dealing_alone(monkeypatch):
+    """Without the exchanges, which are for rows of several clusters."""
+    monkeypatch.setattr(trainer.epochs, "_exchange", lambda *_: None)
+
+
+def test_dealing_needs_no_exchange_to_keep_like_apart(dealing_alone):
+    rng = np.random.default_rng(0)
+    for number in range(20):
+        batches = np.sort(rng.integers(0, 30, 80))
+        most = len(np.unique(batches))
+        # clusters as large as there are batches, or hardly smaller; then pairs; then rows that are alone
+        positive = np.concatenate([np.repeat(np.arange(5), most - np.arange(5)), 100 + np.arange(80) // 2])
+        file = keys(np.arange(400), np.concatenate([positive, 1000 + np.arange(400 - len(positive))]))
+        assert all(repeated(file, rows) == 0 for rows in epoch(file, 5, seed=number, batches=batches))
+
+
+def test_a_row_is_dealt_with_the_largest_of_its_clusters(dealing_alone):
+    file = keys(np.arange(120) % 15, 1000 + np.arange(120) // 2, 1 + np.arange(120) // 3)
+    for rows in epoch(file, 15):
+        assert len(set(file[rows, 0].tolist())) == 15
+
+
+def test_like_rows_are_in_batches_far_apart_and_with_others_each_time():
+    file = keys(np.arange(300), np.arange(300) // 5)
+    held = np.zeros((20, 60), dtype=int)
+    for number, rows in enumerate(epoch(file, 15)):
+        held[number, file[rows, 1] - file[:, 1].min()] += 1
+    assert held.max() == 1
+    distance = np.mean([np.diff(np.flatnonzero(column)).mean() for column in held.T])
+    assert distance == pytest.approx(21 / 6, abs=0.6), "of five of twenty places at random"
+    together = (held.T @ held)[np.triu_indices(60, 1)]
+    assert np.bincount(together, minlength=6)[4:].sum() < 40, "0.5 % of 1,770 by chance"
+
+
+def test_places_in_a_batch_have_nothing_to_do_with_clusters():
+    file = keys(np.arange(200), [*np.arange(100) // 10, *range(1000, 1100)])
+    places = [place for n in range(20) for rows in epoch(file, 20, n) for place in np.flatnonzero(rows < 100)]
+    assert np.mean(places) == pytest.approx(9.5, abs=4 * 5.8 / len(places) ** 0.5)
+
+
+def test_what_cannot_be_avoided_is_not_tried():
+    order, batch = np.arange(12), np.repeat(np.arange(3), 4)
+    trainer.epochs._exchange(order, batch, [np.arange(12) % 2, np.arange(12) // 4 * 0 - 1], rng=None)
+    assert order.tolist() == list(range(12))
 
 
 def test_rows_without_a_group_are_not_alike():

@@ -26,8 +26,8 @@ BATCHES: dict[str, dict[str, Any]] = {
     "uneven": {"split": UNEVEN},
     "local spectrum": {"split": UNEVEN, "noise": {"strength": 0.5, "spectrum": "local"}},
     "negatives": {"split": UNEVEN, "chunk_size": 2, "negatives": True},
-    # In every chunk process 0 has only texts, process 1 only images. Collated without `complete`, the processes reduce or
-    # gather different parameters, and ZeRO 1, 2 and 3 end here in a mismatch of collectives; on NCCL they would hang.
+    # In every chunk process 0 has only texts, process 1 only images. Collated without `complete`, the processes reduce
+    # or gather different parameters: here ZeRO 1, 2 and 3 end in a mismatch of collectives, with NCCL they would hang.
     "mixed": {"split": EVEN, "images": [5, 6, 7, 8, 9]},
 }
 FOUR_PROCESSES = {"split": FOUR, "chunk_size": 2, "negatives": True}

@@ -153,6 +153,12 @@ def test_keys_are_equal_exactly_where_the_content_is():
     assert np.array_equal(equal_keys(table.keys), valid_answers(list(table)))
 
 
+def test_keys_do_not_take_a_text_for_an_image():
+    one, other = Item(text="a", image="/x.png"), Item(text="a/x.png")
+    keys = [pair_keys(Pair(query=item, positive=item)) for item in (one, other)]
+    assert keys[0] != keys[1]
+
+
 def test_keys_know_an_image_however_its_file_names_it(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     relative = store(PairRow(("a", None), (None, "../photos/x.png")), images="pairs")

@@ -1,0 +1,105 @@
+"""What a run folder accepts: nothing, or the continuation of the run it holds."""
+
+import json
+import subprocess
+import sys
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from fanoise.errors import ConfigError
+from fanoise.noise import NoiseConfig
+from trainer.config import DataConfig, LoraConfig, ModelConfig, OptimizerConfig, RunConfig
+from trainer.run_folder import check_run_folder, is_finished, lock_run_folder, write_config
+
+ROOT = Path(__file__).parents[2]
+
+
+def plain(config: RunConfig) -> dict[str, Any]:
+    return json.loads(json.dumps(asdict(config), default=str))
+
+
+def check(config: RunConfig) -> None:
+    check_run_folder(config, plain(config))
+
+
+@pytest.fixture
+def config(tmp_path) -> RunConfig:
+    """Of a run that was begun in its folder."""
+    run = tmp_path / "run"
+    config = RunConfig(
+        model=ModelConfig(base="base"), data=DataConfig(pairs=["pairs.jsonl"]), output_dir=run, resume="auto"
+    )
+    run.mkdir()
+    write_config(run, plain(replace(config, resume="never")))
+    return config
+
+
+def test_same_settings_go_on(config):
+    check(config)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"zero_stage": 3},
+        {"chunk_size": 2},
+        {"save_every": 7, "keep_checkpoints": 5},
+        {"monitors": ["csv"], "log_spectrum_every": 3},
+        {"model": ModelConfig(base="base", gradient_checkpointing=True)},
+        {"data": DataConfig(pairs=["pairs.jsonl"], workers=0, max_rejects=0.5)},
+    ],
+)
+def test_what_does_not_change_losses_may_differ(config, change):
+    check(replace(config, **change))
+
+
+@pytest.mark.parametrize(
+    ("change", "expected"),
+    [
+        ({"batch_size": 64}, "batch_size was 256, now 64"),
+        ({"seed": 1}, "seed was 42, now 1"),
+        ({"precision": "fp32"}, "precision was 'auto', now 'fp32'"),
+        ({"optimizer": OptimizerConfig(lr=0.1)}, "optimizer.lr was 2e-05, now 0.1"),
+        ({"noise": NoiseConfig(strength=0.2)}, "noise.strength was 0.1, now 0.2"),
+        ({"lora": LoraConfig(rank=4, alpha=4)}, "lora.rank was 8, now 4; lora.alpha was 16, now 4"),
+        ({"model": ModelConfig(base="other")}, "model.base was 'base', now 'other'"),
+        ({"data": DataConfig(pairs=["pairs.jsonl"], augment="crop")}, "data.augment was 'none', now 'crop'"),
+    ],
+)
+def test_what_changes_losses_is_named(config, change, expected):
+    with pytest.raises(ConfigError, match="holds a run with other settings") as caught:
+        check(replace(config, **change))
+    assert expected in str(caught.value)
+
+
+def test_run_is_not_overwritten(config):
+    with pytest.raises(ConfigError, match="already holds a run; go on with it by --resume auto"):
+        check(replace(config, resume="never"))
+
+
+def test_folder_of_something_else_is_refused(config, tmp_path):
+    (tmp_path / "notes").mkdir()
+    (tmp_path / "notes/a.txt").write_text("mine")
+    with pytest.raises(ConfigError, match="is not empty and holds no run"):
+        check(replace(config, output_dir=tmp_path / "notes"))
+    with pytest.raises(ConfigError, match="is not a folder"):
+        check(replace(config, output_dir=tmp_path / "notes/a.txt"))
+    check(replace(config, output_dir=tmp_path / "new"))
+
+
+def test_lock_is_held_until_its_process_ends(tmp_path):
+    run = tmp_path / "run"
+    script = "import pathlib, sys, time; from trainer.run_folder import lock_run_folder as lock; "
+    script += "lock(pathlib.Path(sys.argv[1])); print('held', flush=True); time.sleep(200)"
+    holder = subprocess.Popen([sys.executable, "-c", script, run], cwd=ROOT, stdout=subprocess.PIPE, text=True)
+    with holder:
+        assert holder.stdout is not None
+        assert holder.stdout.readline() == "held\n"
+        with pytest.raises(ConfigError, match="in use by another training"):
+            lock_run_folder(run)
+        holder.kill()
+    assert lock_run_folder(run) > 0
+    assert not is_finished(run)
