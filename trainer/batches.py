@@ -130,8 +130,10 @@ class StepBatches(Dataset[StepBatch]):
     def __init__(self, plan: BatchPlan, embedder: Embedder, config: RunConfig, *, rank: int, world_size: int) -> None:
         self._plan, self._embedder, self._config = plan, embedder, config
         self._rank, self._world_size = rank, world_size
-        # a dual encoder whose image tower is locked has no graph at all where a chunk lacks text
-        self._complete = config.needs_complete_batches(world_size) or embedder.backbone.language_model is None
+        # where only a part of the model learns, such as a dual encoder's text tower, a chunk that does not reach it has
+        # no gradient at all
+        partial = embedder.backbone.language_model is None or config.lora.targets is not None
+        self._complete = config.needs_complete_batches(world_size) or partial
 
     def __len__(self) -> int:
         return self._config.max_steps + 1

@@ -91,13 +91,13 @@ def load_newest_checkpoint(engine: Any, run: Path) -> int:
     return facts["step"]
 
 
-def save_weights(engine: Any, folder: Path) -> None:
+def save_weights(engine: Any, folder: Path, *, step: int) -> None:
     """Replace `folder` by the trainable weights of now (fp32), without AdamW's means. Called by all processes.
 
     Save before the checkpoint of the same step: what a kill interrupts here, the resumed run then repeats.
     Raises: TrainingError on all processes when it cannot be written; what was in `folder` then still stands.
     """
-    failure = _write(engine, folder, (WEIGHTS,), {})
+    failure = _write(engine, folder, (WEIGHTS,), {"step": step})
     if failure:
         raise TrainingError(
             f"{folder}: the weights could not be written ({failure}); the checkpoints are intact: make room and go on "
@@ -105,13 +105,16 @@ def save_weights(engine: Any, folder: Path) -> None:
         )
 
 
-def load_weights(engine: Any, folder: Path) -> None:
-    """Put what `save_weights` wrote into the model and the optimiser's masters. Called by all processes.
+def load_weights(engine: Any, folder: Path) -> int:
+    """Put what `save_weights` wrote into the model and the optimiser's masters; returns the step it is of.
+
+    Called by all processes.
 
     Raises: ArtifactError when it is missing, damaged, or of another model.
     """
     facts = _on_first_process(lambda: _intact(engine, folder, (WEIGHTS,)), engine)
     _read(engine, folder, (WEIGHTS,), facts["files"])
+    return facts["step"]
 
 
 def gathered_state_dict(engine: Any, lora: bool) -> dict[str, Tensor] | None:
@@ -144,7 +147,7 @@ def cut_log(file: Path, step: int) -> None:
             if int(json.loads(line)["step"]) <= step:
                 kept.append(line + "\n")
         except ValueError:
-            break  # the line that was being written when the run was killed
+            continue  # the line that was being written when the run was killed; other processes' may follow
     write_atomic(file, "".join(kept))
 
 
@@ -176,6 +179,7 @@ def _write_files(folder: Path, tensors: Iterable[tuple[str, str, Tensor]]) -> di
     for kind, content in _portions(tensors):
         file = folder / f"{kind}-{len(digests):05}.safetensors"
         save_file(content, file)
+        file.chmod(0o644)  # it makes private files; a run folder is meant to be shared
         digests[file.name] = sha256_file(file)
     return digests
 

@@ -1,5 +1,6 @@
 """Everything a training run can be told. The text under a field is its documentation and its `--help`."""
 
+import importlib.util
 import math
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -54,6 +55,8 @@ class LoraConfig:
     def __post_init__(self) -> None:
         if self.rank < 1:
             raise ConfigError(f"lora.rank must be >= 1, got {self.rank}; use --lora.enabled false to train everything")
+        if self.alpha < 1:
+            raise ConfigError(f"lora.alpha must be >= 1, got {self.alpha}; at 0 nothing would be trained")
         if not 0 <= self.dropout < 1:
             raise ConfigError(f"lora.dropout must lie in [0, 1), got {self.dropout}")
 
@@ -78,8 +81,8 @@ class DataConfig:
     workers: int = 1
     """Processes that prepare batches ahead; 0 prepares them in the training process."""
     max_rejects: float = 0.05
-    """Stop when more than this share of the pairs of a hundred batches had a broken image; below, they are skipped and
-    named in rejects.jsonl."""
+    """Stop when more than this share of the pairs of the last hundred batches, and at least 20, had a broken image;
+    below, they are skipped and named in rejects.jsonl."""
 
     def __post_init__(self) -> None:
         if self.workers < 0:
@@ -174,16 +177,18 @@ class RunConfig:
     max_steps: int = 2000
     """Optimiser steps."""
     batch_size: int = 256
-    """Pairs a step, over all processes; results do not depend on how many share them, dropout masks apart."""
+    """Pairs a step, over all processes; results do not depend on how many share them, but for dropout, noise on the
+    input, and a local spectrum."""
     chunk_size: int = 32
-    """Rows that go through the model at once (GradCache); memory depends on this, results do not."""
+    """Rows that go through the model at once (GradCache); memory depends on this, results do not (dropout and noise on
+    the input draw other numbers)."""
     temperature: float = 0.02
     """Divides the similarities in the loss."""
     seed: int = 42
     """Seeds data order, adapters, dropout and noise."""
     zero_stage: Literal[0, 1, 2, 3] = 1
-    """DeepSpeed ZeRO stage: what is split over processes (1 optimiser, 2 and gradients, 3 and parameters). bf16 needs
-    at least 1, which adds up the chunks' gradients in fp32."""
+    """DeepSpeed ZeRO stage: what is split over processes (1 optimiser, 2 and gradients, 3 and parameters, once each
+    process has loaded them). bf16 needs at least 1, which adds up the chunks' gradients in fp32."""
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     """Auto is bf16 on a CUDA device that has it, fp32 elsewhere."""
     save_every: int = 100
@@ -213,6 +218,13 @@ class RunConfig:
             raise ConfigError(f"seed must lie in [0, 2^32), got {self.seed}")
         if not self.temperature > 0:
             raise ConfigError(f"temperature must be > 0, got {self.temperature}")
+        if self.validation.patience and not self.validation.pairs:
+            raise ConfigError(
+                "validation.patience needs validation.pairs, the held-out pairs to judge by; none are given"
+            )
+        for monitor in set(self.monitors) - {"csv"}:
+            if importlib.util.find_spec(monitor) is None:
+                raise ConfigError(f"monitors names {monitor}, which is not installed; pip install {monitor}")
         if self.zero_stage == 0 and self.precision == "bf16":
             raise ConfigError(
                 "zero_stage 0 adds up the chunks' gradients in bf16 and loses small ones; take zero_stage 1 or higher"
@@ -234,4 +246,5 @@ class RunConfig:
         Processes that share out parameters (ZeRO 3), or gradients of parts that not all of them ran, would wait for
         each other for ever.
         """
-        return processes > 1 and (self.zero_stage == 3 or (self.zero_stage > 0 and not self.lora.enabled))
+        everywhere = not self.lora.enabled or self.lora.targets is not None  # else the language tower alone is trained
+        return processes > 1 and (self.zero_stage == 3 or (self.zero_stage > 0 and everywhere))

@@ -101,7 +101,7 @@ def _is_partitioned(parameter: Parameter) -> bool:
     return hasattr(parameter, "ds_id") or hasattr(parameter, "_hp_mapping")
 
 
-def _own_part(parameter: Parameter, value: Tensor) -> Tensor:
+def _own_part(parameter: Any, value: Tensor) -> Tensor:
     """This process's slice, padded as DeepSpeed pads it; its own full setter fails where sizes do not divide."""
     size = parameter.ds_tensor.numel()
     part = value.flatten()[torch.distributed.get_rank() * size :][:size]

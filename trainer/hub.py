@@ -4,7 +4,7 @@ from pathlib import Path
 
 from fanoise.errors import TrainingError
 
-_NOT_NEEDED = ["checkpoints/*", ".lock", "rejects.jsonl", "csv/*", "tensorboard/*"]
+_NOT_NEEDED = ["checkpoints/*", ".lock", "rejects.jsonl", "failure.json", "csv/*", "tensorboard/*"]
 """State of the training, and what may name private files."""
 
 
@@ -14,15 +14,14 @@ def push(run: Path, repository: str) -> str:
     Raises: TrainingError saying how to do it by hand; the run folder is finished either way.
     """
     from huggingface_hub import HfApi
-    from huggingface_hub.errors import HfHubHTTPError, LocalTokenNotFoundError, OfflineModeIsEnabled
 
     api = HfApi()
     try:
         address = api.create_repo(repository, private=True, exist_ok=True)
         api.upload_folder(repo_id=address.repo_id, folder_path=run, ignore_patterns=_NOT_NEEDED)
-    except (HfHubHTTPError, LocalTokenNotFoundError, OfflineModeIsEnabled, OSError, ValueError) as error:
+    except Exception as error:  # a dozen unrelated classes: no login, no access, offline, a broken connection
         raise TrainingError(
             f"push_to_hub {repository}: {(str(error) or repr(error)).splitlines()[0]}; the run in {run} is finished, "
-            f"upload it by `hf auth login` and `hf upload {repository} {run}`"
+            "push it by `hf auth login` and the same command with --resume auto"
         ) from None
     return str(address)

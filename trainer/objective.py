@@ -66,6 +66,7 @@ class Objective:
         Args:
             view: [G, D], the queries encoded a second time, for `loss.dropout_pairs`; never perturbed.
         """
+        self.spectra.clear()
         rows = query.shape[0]
         noisy_query = self._perturb(query, "query", labels, step)
         item = self._perturb(item, "target", labels, step)

@@ -21,12 +21,12 @@ _MOST_ROWS = 2048
 """Uniformity looks at every pair of rows; beyond this many rows a part is enough to log."""
 
 
-def count(batch: StepBatch, device: torch.device) -> tuple[int, int]:
-    """Over all processes: tokens that went into the model once, and pairs whose images could be read."""
+def count(batch: StepBatch, device: torch.device) -> tuple[int, int, int]:
+    """Over all processes: tokens that go into the model once, pairs that could be read, and the fewest of a process."""
     chunks = [chunk for side in (batch.query, batch.positive, batch.negative) for chunk in side]
     tokens = sum(int(chunk["attention_mask"].sum()) for chunk in chunks if "attention_mask" in chunk)
-    totals = gather_rows(torch.tensor([[tokens, len(batch.rows)]], device=device)).sum(dim=0)
-    return int(totals[0]), int(totals[1])
+    each = gather_rows(torch.tensor([[tokens, len(batch.rows)]], device=device))
+    return int(each[:, 0].sum()), int(each[:, 1].sum()), int(each[:, 1].min())
 
 
 def train_step(
@@ -37,10 +37,9 @@ def train_step(
     Args:
         views: encode the queries twice, for `loss.dropout_pairs`.
         spectrum: add what costs an eigendecomposition to the row.
-    Raises: TrainingError where no pair of this process's share could be read, or there is nothing to tell apart.
+        batch: with at least one row on every process.
+    Raises: TrainingError where there is nothing to tell apart.
     """
-    if not batch.rows:
-        raise TrainingError(f"step {batch.step}: not one pair of this process's share could be read")
     labels = make_labels(batch, device)
     if not labels.has_negatives():
         raise TrainingError(
@@ -73,13 +72,16 @@ def train_step(
 
 def update(engine: Any) -> float:
     """Update on a finite gradient only; returns its norm before clipping."""
-    # without ZeRO the gradients lie whole on every process; with it DeepSpeed knows the norm, and skips a broken step
+    if engine.zero_optimization_stage():  # DeepSpeed knows the norm, and skips a broken step
+        engine.step()
+        return float(engine.get_global_grad_norm())
+    # without ZeRO the gradients lie whole on every process
     norm = float(torch.nn.utils.get_total_norm([p.grad for p in engine.module.parameters() if p.grad is not None]))
-    if engine.zero_optimization_stage() or math.isfinite(norm):
+    if math.isfinite(norm):
         engine.step()
     else:
         engine.zero_grad()
-    return float(engine.get_global_grad_norm()) if engine.zero_optimization_stage() else norm
+    return norm
 
 
 def make_labels(batch: StepBatch, device: torch.device) -> Labels:
@@ -114,20 +116,22 @@ def noise_metrics(objective: Objective, step: int, item: Tensor, *, spectrum: bo
     noise, strength = objective.noise, objective.strength_at(step)
     rows, dim = item.shape
     found = {"noise_strength": strength, "noise_in_logits": noise_in_logits(strength, dim, objective.temperature)}
+    sigma = None
+    if spectrum:
+        sigma = objective.spectra.get("target") if noise.spectrum == "global" else None
+        if sigma is None:
+            sigma = decompose(item if noise.features == "raw" else F.normalize(item, dim=-1)).sigma
+        found["effective_rank"] = effective_rank(sigma)
     if noise.position == "input":
         return found
     energies = [
-        noise_energy(sigma, dim, noise.scaling, energy_matched=noise.energy_matched)
-        for sigma in objective.spectra.values()
+        noise_energy(perturbed, dim, noise.scaling, energy_matched=noise.energy_matched)
+        for perturbed in objective.spectra.values()
     ]
     # isotropic noise has energy 1 and needs no spectrum
     found["noise_energy"] = strength**2 * (sum(energies) / len(energies) if energies else 1.0)
-    if not spectrum:
+    if sigma is None or noise.sides == "query":  # the items' bands tell nothing about noise on the queries
         return found
-    unit = item if noise.features == "raw" else F.normalize(item, dim=-1)
-    sigma = objective.spectra.get("target") if noise.spectrum == "global" else None
-    sigma = decompose(unit).sigma if sigma is None else sigma
-    found["effective_rank"] = effective_rank(sigma)
     found["lost_share"] = lost_share(sigma, strength, rows, dim)
     bands = noise_to_signal(sigma, noise, strength, rows, dim)
     return found | {f"noise_to_signal_{band}": value for band, value in bands.items()}

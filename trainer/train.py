@@ -58,12 +58,13 @@ def train(config: RunConfig) -> Path:
     run = config.output_dir
     check_run_folder(config, _plain(config))
     if config.resume == "auto" and is_finished(run):
+        if os.environ.get("RANK", "0") == "0":
+            _push(config)
         return run
     plan = load_plan(config)  # bad input is found before a weight is loaded
     held_out, unreadable = read_held_out(load_validation(config))
     device = init_process_group()
-    if world_size() > config.batch_size:
-        raise ConfigError(f"batch_size ({config.batch_size}) must be at least the number of processes ({world_size()})")
+    _check_processes(config, world_size())
     torch.manual_seed(config.seed)
     embedder = build_embedder(config, device)
     dist.barrier()  # every process has checked the folder
@@ -76,8 +77,8 @@ def train(config: RunConfig) -> Path:
                 print(f"{unreadable} held-out pair(s) have a broken image and are left out", file=sys.stderr)
         dist.barrier()
         _train_in(run, config, plan, held_out, embedder, device)
-        if config.push_to_hub and rank() == 0:
-            print(f"pushed to {push(run, config.push_to_hub)}", file=sys.stderr)
+        if rank() == 0:
+            _push(config)
     finally:
         if lock is not None:
             os.close(lock)
@@ -93,6 +94,7 @@ def dry_run(config: RunConfig) -> str:
     if config.lora.enabled:
         add_lora(backbone, config.lora)
     processes = int(os.environ.get("WORLD_SIZE", "1"))
+    _check_processes(config, processes)
     table = describe_run(config, backbone, processes=processes, dtype=resolve_dtype(config), files=plan.files)
     return "\n".join([table, *plan.notes])
 
@@ -127,8 +129,13 @@ def _train_in(
             if input_noise is not None:
                 input_noise.strength = objective.strength_at(step)
             _note_rejects(run, batch)
-            tokens, pairs = count(batch, device)
+            tokens, pairs, least = count(batch, device)
             share.add(planned=config.batch_size, lost=config.batch_size - pairs)
+            if least == 0:  # on all processes: those that went on alone would wait for ever
+                raise TrainingError(
+                    f"step {step}: one process has no pair left, the images of its whole share are broken; "
+                    f"{run / REJECTS_FILE} names them: repair them, or take a larger batch_size or fewer processes"
+                )
             row = train_step(
                 engine,
                 objective,
@@ -153,18 +160,23 @@ def _train_in(
             if held_out and (last or step % config.validation.every == 0):
                 _validate(engine, embedder, held_out, config, history, run, step)
                 before = time.perf_counter()
+            # also at the end: what follows, validation to publishing, can fail, and must not cost the steps before it
+            if last or history.is_over or step % config.save_every == 0:
+                save_checkpoint(engine, run, step, keep=config.keep_checkpoints)
             if history.is_over:
                 break
-            if step % config.save_every == 0 and not last:
-                save_checkpoint(engine, run, step, keep=config.keep_checkpoints)
     if rank() == 0 and share.lost:
         print(f"{share.lost} pair(s) with a broken image were skipped; see {run / REJECTS_FILE}", file=sys.stderr)
+    published = history.best
     if held_out and config.validation.keep == "best":
-        load_weights(engine, run / "checkpoints" / _BEST)
+        step = load_weights(engine, run / "checkpoints" / _BEST)
+        published = next((row for row in history.rows if row["step"] == step), None)
+        if published is not history.best:  # a resumed run that was not the uninterrupted one to the bit
+            print(f"the best weights kept are those of step {step}", file=sys.stderr)
     state_dict = gathered_state_dict(engine, lora=config.lora.enabled)
     if rank() == 0:
         embedder.spec = replace(embedder.spec, noise=asdict(config.noise))
-        card = model_card(config, run / METRICS_FILE, dim=embedder.dim, device=str(device), best=history.best)
+        card = model_card(config, run / METRICS_FILE, dim=embedder.dim, device=str(device), best=published)
         publish(embedder, run, state_dict=state_dict, card=card)
     dist.barrier()
     engine.destroy()
@@ -209,6 +221,11 @@ def build_embedder(config: RunConfig, device: torch.device) -> Embedder:
     return embedder
 
 
+def _push(config: RunConfig) -> None:
+    if config.push_to_hub:
+        print(f"pushed to {push(config.output_dir, config.push_to_hub)}", file=sys.stderr)
+
+
 def _attach_input_noise(embedder: Embedder, config: RunConfig) -> InputNoise | None:
     if config.noise.position != "input" or config.noise.strength == 0:
         return None
@@ -232,7 +249,7 @@ def _validate(
     row = {"step": step, **validate(engine, embedder, list(held_out), config)}
     history.add(row)
     if config.validation.keep == "best" and history.best is row:
-        save_weights(engine, run / "checkpoints" / _BEST)
+        save_weights(engine, run / "checkpoints" / _BEST, step=step)
     if rank() == 0:
         metric = config.validation.metric
         note = " (best so far)" if history.best is row else ""
@@ -245,13 +262,14 @@ def _validate(
 def _failure(engine: Any, run: Path, config: RunConfig, plan: BatchPlan, row: dict[str, Any]) -> TrainingError:
     """Keep what led to a step without a finite gradient: the state before it, and its pairs."""
     step = row["step"]
-    save_checkpoint(engine, run, step - 1, keep=config.keep_checkpoints)
     if rank() == 0:
         pairs = [pair.query.id for pair in plan.pairs(step)]
         write_atomic(run / FAILURE_FILE, json.dumps({**row, "pairs": pairs}, indent=2) + "\n")
+    save_checkpoint(engine, run, step - 1, keep=config.keep_checkpoints)
     return TrainingError(
         f"step {step} has loss {row['loss']} and gradient norm {row['grad_norm']}; its pairs are in "
-        f"{run / FAILURE_FILE}, the state before it in {run / 'checkpoints'}; lower optimizer.lr or noise.strength"
+        f"{run / FAILURE_FILE}, the state before it in {run / 'checkpoints'}; "
+        "start again in another output_dir with a lower optimizer.lr or noise.strength"
     )
 
 
@@ -269,6 +287,11 @@ def _monitor(engine: Any, config: RunConfig, what: str, row: dict[str, Any]) -> 
 
 def _metrics_file(run: Path, done: int) -> Any:
     return (run / METRICS_FILE).open("a" if done else "w") if rank() == 0 else Path(os.devnull).open("w")
+
+
+def _check_processes(config: RunConfig, processes: int) -> None:
+    if processes > config.batch_size:
+        raise ConfigError(f"batch_size ({config.batch_size}) must be at least the number of processes ({processes})")
 
 
 def _describe(config: RunConfig, embedder: Embedder, plan: BatchPlan) -> str:

@@ -69,7 +69,8 @@ def ranking_metrics(queries: Tensor, positives: Tensor, answers: np.ndarray) -> 
     similarity = queries @ positives.T
     competes = ~torch.from_numpy(answers).to(similarity.device)
     competes.fill_diagonal_(False)
-    ahead = ((similarity >= similarity.diagonal()[:, None] - 1e-6) & competes).sum(dim=1).double()
+    # "not below" rather than "at least": nothing is below a NaN, so a broken model does not look perfect either
+    ahead = (~(similarity < similarity.diagonal()[:, None] - 1e-6) & competes).sum(dim=1).double()
     return {"recall@1": float((ahead == 0).double().mean()), "mrr": float((1 / (1 + ahead)).mean())}
 
 

@@ -52,7 +52,7 @@ def kill(children: list[int]) -> None:
 
 
 def partition_above(size: int) -> None:
-    """ZeRO 3 leaves parameters up to 100,000 elements whole on every process, thus all of a test's; now only to `size`."""
+    """ZeRO 3 keeps parameters up to 100,000 elements whole on every process, thus all of a test's; now up to `size`."""
     settings = engine._deepspeed_config
 
     def changed(config: RunConfig) -> dict[str, Any]:

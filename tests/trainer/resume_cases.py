@@ -31,6 +31,7 @@ from trainer.__main__ import main as train  # noqa: E402
 
 def run(part: dict[str, Any]) -> int:
     torch.set_num_threads(1)
+    forked.partition_above(0)
     if "writing" in part:
         die_writing(part["writing"])
     if "written" in part:

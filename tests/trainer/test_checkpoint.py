@@ -212,7 +212,7 @@ def test_full_disk_leaves_the_older_ones(run, monkeypatch, error):
         save_checkpoint(engine, run, 8, keep=2)
     assert len(written) == 1
     with pytest.raises(TrainingError, match="weights could not be written"):
-        save_weights(engine, run / "checkpoints/best")
+        save_weights(engine, run / "checkpoints/best", step=1)
     assert checkpoints(run) == {"step_2", "step_4"}
     resumed = make_engine(seed=1)
     assert load_newest_checkpoint(resumed, run) == 4
@@ -301,7 +301,7 @@ def test_kept_weights_that_are_missing_or_damaged_are_an_error(tmp_path):
     engine = make_engine()
     with pytest.raises(ArtifactError, match=r"best is damaged \(state.json: No such file"):
         load_weights(engine, tmp_path / "best")
-    save_weights(engine, tmp_path / "best")
+    save_weights(engine, tmp_path / "best", step=1)
     cut_weights(tmp_path / "best")
     with pytest.raises(ArtifactError, match="best is damaged"):
         load_weights(engine, tmp_path / "best")

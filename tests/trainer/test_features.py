@@ -187,5 +187,5 @@ def test_failed_push_says_how_to_do_it_by_hand(runs, monkeypatch):
         raise OSError("no route to host")
 
     monkeypatch.setattr(huggingface_hub.HfApi, "create_repo", offline)
-    with pytest.raises(TrainingError, match=r"no route to host; the run in .* is finished, upload it by"):
+    with pytest.raises(TrainingError, match=r"no route to host; the run in .* is finished, push it by"):
         push(runs["plain"][1], "me/mine")

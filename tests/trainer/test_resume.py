@@ -92,7 +92,7 @@ def test_run_killed_at_any_moment_is_the_uninterrupted_one_bit_for_bit(folder, k
 
 def test_damaged_checkpoint_was_noted_and_nothing_is_left_of_interrupted_ones(folder):
     assert "step_9 is damaged" in (folder / "errors.txt").read_text()
-    assert {path.name for path in (folder / "killed/checkpoints").iterdir()} == {"step_6", "step_9"}
+    assert {path.name for path in (folder / "killed/checkpoints").iterdir()} == {"step_9", "step_12"}
 
 
 def test_run_that_moves_between_stages_and_numbers_of_processes_stays_the_same(folder):

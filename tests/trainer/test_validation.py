@@ -1,6 +1,7 @@
 """Held-out retrieval while training: the figures, the history, and what a run does with them."""
 
 import json
+import math
 from pathlib import Path
 
 import numpy as np
@@ -38,6 +39,7 @@ def test_a_collapsed_model_does_not_look_perfect():
     same = torch.ones(5, 6) / 6**0.5
     found = ranking_metrics(same, same, np.zeros((5, 5), dtype=bool))
     assert found == pytest.approx({"recall@1": 0.0, "mrr": 0.2})
+    assert ranking_metrics(same * math.nan, same, np.zeros((5, 5), dtype=bool)) == pytest.approx(found)
 
 
 def test_history_knows_the_best_and_when_patience_is_over(tmp_path):
