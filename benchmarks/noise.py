@@ -1,47 +1,49 @@
-"""Claim: the noise costs a fraction of the SVD it replaces, and next to nothing of a training step.
+"""The noise of one side against the singular value decomposition it does without, on this CPU.
 
-`python benchmarks/noise.py`: median over alternating repetitions in one process; ratios, not times, are the result.
+Ours is the whole operation (spectrum, scales, draws, product); `torch.linalg.svd` is the decomposition alone, as it is
+called by default (`full_matrices=True`) and thin. Features are unit float32 rows with a power-law spectrum.
 """
 
-import statistics
-import time
-from collections.abc import Callable
+import argparse
+from functools import partial
 
-import torch
-import torch.nn.functional as F
-
-from fanoise.noise import spectral_noise
+from timing import clock_of, how, paired, show
 
 SHAPES = ((256, 1536), (2048, 1536), (2048, 3584))
-
-
-def by_svd(x: torch.Tensor) -> torch.Tensor:
-    """Sublinear noise straight from Eq. 14-15."""
-    _, sigma, vt = torch.linalg.svd(x, full_matrices=False)
-    s = sigma.sqrt() / sigma.sqrt().mean()
-    return (torch.randn(x.shape[0], len(sigma)) * s) @ vt
-
-
-def median_seconds(calls: dict[str, Callable[[], object]], repetitions: int) -> dict[str, float]:
-    """Alternate the calls, so that a busy moment hits all of them."""
-    seconds: dict[str, list[float]] = {name: [] for name in calls}
-    for _ in range(repetitions):
-        for name, call in calls.items():
-            start = time.perf_counter()
-            call()
-            seconds[name].append(time.perf_counter() - start)
-    return {name: statistics.median(values) for name, values in seconds.items()}
+"""Rows of the batch x dimensions: the analysis setting and the paper's 8 x 256 at the sizes of its 2B and 7B models."""
 
 
 def main() -> None:
-    print(f"{'rows × dim':>12}  {'SVD ms':>8}  {'Gram ms':>8}  {'ratio':>6}")
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rounds", type=int, default=5, help="rounds for each shape; 256 rows get three times as many")
+    parser.add_argument("--threads", type=int, default=1, help="threads of torch")
+    parser.add_argument("--scaling", default="sublinear", help="what the noise is scaled by")
+    options = parser.parse_args()
+
+    import torch
+    import torch.nn.functional as F
+
+    from fanoise.noise import spectral_noise
+
+    torch.set_num_threads(options.threads)
+    clock = clock_of(options.threads)
+    torch.manual_seed(0)
+    rows = []
     for m, n in SHAPES:
         x = F.normalize(torch.randn(m, n) * torch.arange(1, n + 1).pow(-0.5), dim=-1)
-        found = median_seconds(
-            {"svd": lambda x=x: by_svd(x), "gram": lambda x=x: spectral_noise(x)}, 3 if m > 256 else 15
+        times = paired(
+            {
+                "svd": partial(torch.linalg.svd, x),
+                "thin": partial(torch.linalg.svd, x, full_matrices=False),
+                "noise": partial(spectral_noise, x, options.scaling),
+            },
+            rounds=options.rounds * (1 if m > 256 else 3),
+            clock=clock,
         )
-        ratio = found["svd"] / found["gram"]
-        print(f"{m:>5} × {n:<4}  {1e3 * found['svd']:8.1f}  {1e3 * found['gram']:8.1f}  {ratio:5.1f}×")
+        milliseconds = [f"{times.median_ms(name):.1f}" for name in ("svd", "thin", "noise")]
+        rows.append((f"{m} × {n}", *milliseconds, times.ratio("svd", "noise"), times.ratio("thin", "noise")))
+    show(("rows × dim", "svd ms", "thin svd ms", "noise ms", "svd / noise", "thin svd / noise"), rows)
+    print(f"float32, {options.scaling}, {options.threads} thread(s); {how(clock)}")
 
 
 if __name__ == "__main__":
