@@ -122,6 +122,8 @@ class StepBatch:
     """[G, G] of the whole planned batch, to be cut to the rows that survived."""
     rejects: list[dict[str, Any]] = field(default_factory=list)
     """A record for each broken image: step, pair, side, image, reason. Only a broken negative leaves its pair."""
+    broken_pairs: int = 0
+    """How many pairs these belong to."""
 
 
 class StepBatches(Dataset[StepBatch]):
@@ -140,10 +142,11 @@ class StepBatches(Dataset[StepBatch]):
 
     def __getitem__(self, step: int) -> StepBatch:
         places = self._plan.rows(step)
-        rows, kept, rejects = [], [], []
+        rows, kept, rejects, broken_pairs = [], [], [], 0
         for row in np.array_split(np.arange(len(places)), self._world_size)[self._rank].tolist():
             pair, broken = self._open(self._plan.pair(*places[row].tolist()), step, row)
             rejects += broken
+            broken_pairs += bool(broken)
             if pair is not None:
                 kept.append(pair)
                 rows.append(row)
@@ -156,6 +159,7 @@ class StepBatches(Dataset[StepBatch]):
             negative_counts=[len(pair.negatives) for pair in kept],
             valid_answers=equal_keys(self._plan.keys(places)),
             rejects=rejects,
+            broken_pairs=broken_pairs,
         )
 
     def _open(self, pair: Pair, step: int, row: int) -> tuple[Pair | None, list[dict[str, Any]]]:

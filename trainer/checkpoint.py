@@ -18,13 +18,14 @@ from typing import Any
 import deepspeed
 import torch
 import torch.distributed as dist
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
 from fanoise.distributed import rank, world_size
 from fanoise.errors import ArtifactError, TrainingError
 from fanoise.storage import sha256_file, staged_directory, write_atomic
+from trainer.first_process import broadcast_json, on_first_process, one_line
 from trainer.full_state import (
     MOMENTS,
     WEIGHTS,
@@ -79,7 +80,7 @@ def load_newest_checkpoint(engine: Any, run: Path) -> int:
     losses. The caller cuts the logs (`cut_log`) to the step returned.
     Raises: ArtifactError when all are damaged, or hold other parameters than the model's.
     """
-    facts = _on_first_process(lambda: _newest_intact(engine, run), engine)
+    facts = on_first_process(lambda: _newest_intact(engine, run), _device(engine))
     if facts is None:
         return 0
     set_optimizer_steps(engine, facts["optimizer_steps"])
@@ -112,7 +113,7 @@ def load_weights(engine: Any, folder: Path) -> int:
 
     Raises: ArtifactError when it is missing, damaged, or of another model.
     """
-    facts = _on_first_process(lambda: _intact(engine, folder, (WEIGHTS,)), engine)
+    facts = on_first_process(lambda: _intact(engine, folder, (WEIGHTS,)), _device(engine))
     _read(engine, folder, (WEIGHTS,), facts["files"])
     return facts["step"]
 
@@ -166,11 +167,11 @@ def _write(engine: Any, folder: Path, kinds: tuple[str, ...], facts: dict[str, A
                 files = _write_files(staging, tensors)
                 state = {"format_version": _FORMAT_VERSION, **facts, "files": files}
                 write_atomic(staging / _STATE_FILE, json.dumps(state, indent=2) + "\n")
-        except (OSError, RuntimeError, SafetensorError) as error:
-            failure = _one_line(error)
+        except Exception as error:  # whatever it is, the other processes wait for its outcome
+            failure = one_line(error)
     for _ in tensors:  # the other processes, and a first one that failed, still take part in the gathering
         pass
-    return _broadcast_json(failure, _device(engine))
+    return broadcast_json(failure, _device(engine))
 
 
 def _write_files(folder: Path, tensors: Iterable[tuple[str, str, Tensor]]) -> dict[str, str]:
@@ -245,7 +246,7 @@ def _intact(engine: Any, folder: Path, kinds: tuple[str, ...]) -> dict[str, Any]
         facts = json.loads((folder / _STATE_FILE).read_text())
         version, files = facts["format_version"], facts["files"]
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise _Damaged(f"{folder} is damaged ({_STATE_FILE}: {_one_line(error)})") from None
+        raise _Damaged(f"{folder} is damaged ({_STATE_FILE}: {one_line(error)})") from None
     if version != _FORMAT_VERSION:
         raise ArtifactError(
             f"{folder}: written by another version of fanoise (format_version {version}, expected {_FORMAT_VERSION}); "
@@ -255,7 +256,7 @@ def _intact(engine: Any, folder: Path, kinds: tuple[str, ...]) -> dict[str, Any]
         try:
             found = sha256_file(folder / name)
         except OSError as error:
-            raise _Damaged(f"{folder} is damaged ({name}: {_one_line(error)})") from None
+            raise _Damaged(f"{folder} is damaged ({name}: {one_line(error)})") from None
         if found != digest:
             raise _Damaged(f"{folder} is damaged ({name} has changed since it was written)")
     expected = {name: list(full_shape(value)) for name, value in trainable_parameters(engine).items()}
@@ -272,35 +273,5 @@ def _intact(engine: Any, folder: Path, kinds: tuple[str, ...]) -> dict[str, Any]
     return facts
 
 
-def _on_first_process(look: Any, engine: Any) -> Any:
-    """What `look` returns, or the ArtifactError it raises, on process 0, for all processes."""
-    answer: dict[str, Any] = {}
-    if rank() == 0:
-        try:
-            answer = {"found": look()}
-        except ArtifactError as error:
-            answer = {"error": str(error)}
-    answer = _broadcast_json(answer, _device(engine))
-    if "error" in answer:
-        raise ArtifactError(answer["error"])
-    return answer["found"]
-
-
-def _broadcast_json(value: Any, device: torch.device) -> Any:
-    """Process 0's value, on all processes."""
-    if world_size() == 1:
-        return value
-    data = torch.frombuffer(bytearray(json.dumps(value).encode()), dtype=torch.uint8).to(device)
-    size = torch.tensor([len(data)], device=device)
-    dist.broadcast(size, src=0)
-    data = data if rank() == 0 else torch.empty(int(size), dtype=torch.uint8, device=device)
-    dist.broadcast(data, src=0)
-    return json.loads(bytes(data.cpu().numpy()))
-
-
 def _device(engine: Any) -> torch.device:
     return next(engine.module.parameters()).device
-
-
-def _one_line(error: Exception) -> str:
-    return (getattr(error, "strerror", None) or str(error) or repr(error)).splitlines()[0]

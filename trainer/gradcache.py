@@ -23,15 +23,15 @@ def gradcache_backward(engine: Any, sides: dict[str, list[ModelBatch]], loss_of:
     """Accumulate the exact gradient of `loss_of` in the engine; the caller then calls `engine.step()`.
 
     Args:
-        sides: for each side ("query", ...) this process's chunks, on the engine's device. Every process has the same
-            sides and at least one chunk; how many, and how many rows, may differ.
+        sides: for each side ("query", ...) this process's chunks, anywhere; one at a time is moved to the engine's
+            device. Every process has the same sides and at least one chunk; how many, and how many rows, may differ.
         loss_of: from the gathered embeddings of each side, [rows of all processes, D], to a scalar that is the same
             on every process.
     Returns: the loss, detached.
     """
     calls = [(side, chunk) for side, chunks in sides.items() for chunk in chunks]
     # ZeRO communicates in every call: all processes must make equally many, in the same order.
-    most_calls, most_chunks = _most(len(calls), max(len(chunks) for chunks in sides.values()), _device(calls[0][1]))
+    most_calls, most_chunks = _most(len(calls), max(len(chunks) for chunks in sides.values()), engine.device)
     calls += [(_IDLE, calls[0][1])] * (most_calls - len(calls))
     # A single chunk's graph fits in memory as it is, and keeping it saves the second forward.
     keep_graph = most_chunks <= 1
@@ -39,7 +39,7 @@ def gradcache_backward(engine: Any, sides: dict[str, list[ModelBatch]], loss_of:
     for _, chunk in calls:
         states.append(_rng_state())
         with torch.set_grad_enabled(keep_graph):
-            outputs.append(engine(chunk))
+            outputs.append(engine(_moved(chunk, engine.device)))
 
     gathered, starts = {}, {}
     for side in sides:
@@ -70,7 +70,7 @@ def gradcache_backward(engine: Any, sides: dict[str, list[ModelBatch]], loss_of:
     after = _rng_state()
     for number, (_, chunk) in enumerate(calls):
         _set_rng_state(states[number])  # the same dropout masks as in the first pass
-        share = carried(number, engine(chunk))
+        share = carried(number, engine(_moved(chunk, engine.device)))
         # Without the boundary, ZeRO 2 reduces after every chunk and is silently wrong.
         engine.set_gradient_accumulation_boundary(number == len(calls) - 1)
         engine.backward(share, scale_wrt_gas=False)
@@ -87,8 +87,8 @@ def _most(calls: int, chunks: int, device: torch.device) -> tuple[int, int]:
     return int(most[0]), int(most[1])
 
 
-def _device(chunk: ModelBatch) -> torch.device:
-    return next(iter(chunk.values())).device
+def _moved(chunk: ModelBatch, device: torch.device) -> ModelBatch:
+    return {key: value.to(device, non_blocking=True) for key, value in chunk.items()}
 
 
 def _rng_state() -> tuple[Tensor, ...]:

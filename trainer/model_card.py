@@ -9,7 +9,7 @@ import peft
 import torch
 import transformers
 
-from fanoise.noise import noise_in_logits
+from fanoise.noise import NoiseConfig, noise_in_logits
 from trainer.config import RunConfig
 
 
@@ -68,9 +68,20 @@ def _noise(config: RunConfig, dim: int) -> str:
     if noise.strength == 0:
         return "none (baseline)"
     if noise.position == "input":
-        return f"NEFTune, strength {noise.strength}"
+        return f"NEFTune, strength {noise.strength}{_schedule(noise)}"
     logits = noise_in_logits(noise.strength, dim, config.temperature)
-    return f"FANoise, {noise.scaling}, strength {noise.strength} ({logits:.2f} logits), sides: {noise.sides}"
+    scaling = f"{noise.scaling}{', energy matched' if noise.energy_matched else ''}"
+    return (
+        f"FANoise, {scaling}, strength {noise.strength} ({logits:.2f} logits){_schedule(noise)}, sides: {noise.sides}"
+    )
+
+
+def _schedule(noise: NoiseConfig) -> str:
+    parts = [
+        f" rising over the first {noise.warmup_steps} steps" if noise.warmup_steps else "",
+        f" falling to 0 over the last {noise.decay_steps} steps" if noise.decay_steps else "",
+    ]
+    return ",".join(part for part in parts if part)
 
 
 def _weights(config: RunConfig) -> str:

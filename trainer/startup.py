@@ -38,6 +38,14 @@ def add_lora(backbone: Backbone, config: LoraConfig) -> None:
         ) from None
 
 
+def check_backbone(config: RunConfig, backbone: Backbone) -> None:
+    """Raise ConfigError for what this backbone, with its adapters, cannot do. It may lie on the `meta` device."""
+    if config.noise.position == "input" and config.noise.strength and backbone.language_model is None:
+        raise ConfigError("noise.position input needs a language model; this backbone has none, take output")
+    if config.loss.dropout_pairs and not _has_dropout(backbone.model):
+        raise ConfigError("loss.dropout_pairs needs dropout, and the model has none; set lora.dropout")
+
+
 def describe_run(
     config: RunConfig, backbone: Backbone, *, processes: int, dtype: torch.dtype, files: Sequence[tuple[str, int]]
 ) -> str:
@@ -78,17 +86,22 @@ def describe_run(
     return "\n".join(f"{name:>8}  {text}" for name, text in lines.items())
 
 
+def _has_dropout(module: nn.Module) -> bool:
+    """Whether two forward passes of the module in training mode can differ."""
+    return any(isinstance(part, nn.Dropout) and part.p > 0 for part in module.modules())
+
+
 def _noise(config: RunConfig, dim: int) -> str:
     noise = config.noise
     if noise.strength == 0:
         return "none"
     if noise.position == "input":
         return f"on the token embeddings (NEFTune), strength {noise.strength:g}"
-    # the mean of S is 1 over the rank, so the sum of its squares is at least the rank
-    rank = dim if noise.scaling == "isotropic" or noise.energy_matched else min(config.batch_size, dim)
+    # the mean of S is 1 over its directions, so the sum of its squares is at least their number
+    directions = dim if noise.scaling == "isotropic" or noise.energy_matched else min(config.batch_size, dim)
     return (
         f"{noise.scaling}, strength {noise.strength:g}: {noise_in_logits(noise.strength, dim, config.temperature):.2f} "
-        f"logits where S = 1, at least {noise.strength**2 * rank / dim:.2%} of a row's energy"
+        f"logits where S = 1, at least {noise.strength**2 * directions / dim:.2%} of a row's energy"
     )
 
 

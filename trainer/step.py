@@ -3,11 +3,11 @@
 import math
 import resource
 import sys
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from fanoise.diagnostics import alignment, effective_rank, lost_share, noise_to_signal, uniformity
 from fanoise.distributed import gather_rows, rank
@@ -21,12 +21,25 @@ _MOST_ROWS = 2048
 """Uniformity looks at every pair of rows; beyond this many rows a part is enough to log."""
 
 
-def count(batch: StepBatch, device: torch.device) -> tuple[int, int, int]:
-    """Over all processes: tokens that go into the model once, pairs that could be read, and the fewest of a process."""
+class Counts(NamedTuple):
+    """Of a step, over all processes."""
+
+    tokens: int
+    """That go into the model once."""
+    pairs: int
+    """That could be read."""
+    broken_pairs: int
+    """Pairs with a broken image, which is that of a mined negative if the pair could be read."""
+    fewest_pairs: int
+    """That a process has."""
+
+
+def count(batch: StepBatch, device: torch.device) -> Counts:
     chunks = [chunk for side in (batch.query, batch.positive, batch.negative) for chunk in side]
     tokens = sum(int(chunk["attention_mask"].sum()) for chunk in chunks if "attention_mask" in chunk)
-    each = gather_rows(torch.tensor([[tokens, len(batch.rows)]], device=device))
-    return int(each[:, 0].sum()), int(each[:, 1].sum()), int(each[:, 1].min())
+    each = gather_rows(torch.tensor([[tokens, len(batch.rows), batch.broken_pairs]], device=device))
+    tokens, pairs, broken = each.sum(dim=0).tolist()
+    return Counts(tokens, pairs, broken, fewest_pairs=int(each[:, 1].min()))
 
 
 def train_step(
@@ -57,13 +70,9 @@ def train_step(
             stats.update(noise_metrics(objective, batch.step, item.detach(), spectrum=spectrum))
         return loss
 
-    def moved(chunks: list[dict[str, Tensor]]) -> list[dict[str, Tensor]]:
-        return [{key: value.to(device, non_blocking=True) for key, value in chunk.items()} for chunk in chunks]
-
-    query = moved(batch.query)
-    sides = {"query": query, "positive": moved(batch.positive), "negative": moved(batch.negative)}
+    sides = {"query": batch.query, "positive": batch.positive, "negative": batch.negative}
     if views:
-        sides["view"] = query
+        sides["view"] = batch.query
     loss = float(gradcache_backward(engine, sides, loss_of))
     lr = engine.get_lr()[0]
     norm = update(engine) if math.isfinite(loss) else math.nan
@@ -135,11 +144,6 @@ def noise_metrics(objective: Objective, step: int, item: Tensor, *, spectrum: bo
     found["lost_share"] = lost_share(sigma, strength, rows, dim)
     bands = noise_to_signal(sigma, noise, strength, rows, dim)
     return found | {f"noise_to_signal_{band}": value for band, value in bands.items()}
-
-
-def has_dropout(module: nn.Module) -> bool:
-    """Whether two forward passes of the module in training mode can differ."""
-    return any(isinstance(part, nn.Dropout) and part.p > 0 for part in module.modules())
 
 
 def _memory_gib(device: torch.device) -> float:

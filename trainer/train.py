@@ -32,10 +32,11 @@ from trainer.checkpoint import (
 )
 from trainer.config import RunConfig
 from trainer.engine import init_process_group, make_engine, resolve_dtype
+from trainer.first_process import on_first_process
 from trainer.hub import push
 from trainer.model_card import model_card
 from trainer.objective import Objective
-from trainer.rejects import RejectShare
+from trainer.rejects import RejectShare, broken_pairs
 from trainer.run_folder import (
     METRICS_FILE,
     REJECTS_FILE,
@@ -45,8 +46,8 @@ from trainer.run_folder import (
     publish,
     write_config,
 )
-from trainer.startup import add_lora, describe_run
-from trainer.step import count, has_dropout, train_step
+from trainer.startup import add_lora, check_backbone, describe_run
+from trainer.step import count, train_step
 from trainer.validation import VALIDATION_FILE, HeldOut, History, read_held_out, validate
 
 FAILURE_FILE = "failure.json"
@@ -62,9 +63,10 @@ def train(config: RunConfig) -> Path:
             _push(config)
         return run
     plan = load_plan(config)  # bad input is found before a weight is loaded
-    held_out, unreadable = read_held_out(load_validation(config))
+    validation = load_validation(config)
     device = init_process_group()
     _check_processes(config, world_size())
+    held_out, unreadable = read_held_out(validation, device)
     torch.manual_seed(config.seed)
     embedder = build_embedder(config, device)
     dist.barrier()  # every process has checked the folder
@@ -93,6 +95,7 @@ def dry_run(config: RunConfig) -> str:
     backbone = load_skeleton(config.model.base)
     if config.lora.enabled:
         add_lora(backbone, config.lora)
+    check_backbone(config, backbone)
     processes = int(os.environ.get("WORLD_SIZE", "1"))
     _check_processes(config, processes)
     table = describe_run(config, backbone, processes=processes, dtype=resolve_dtype(config), files=plan.files)
@@ -120,7 +123,10 @@ def _train_in(
             cut_log(run / name, done)
         (run / FAILURE_FILE).unlink(missing_ok=True)
     dist.barrier()
-    history, share = History(run, config.validation), RejectShare(config.data.max_rejects)
+    history = History(run, config.validation)
+    broken = on_first_process(lambda: broken_pairs(run / REJECTS_FILE, done), device)
+    share = RejectShare(config.data.max_rejects, before=[(config.batch_size, number) for number in broken])
+    lost = 0
     with _metrics_file(run, done) as metrics, _progress(config, done) as bar:
         before = time.perf_counter()
         for batch in [] if history.is_over else loader:
@@ -129,9 +135,10 @@ def _train_in(
             if input_noise is not None:
                 input_noise.strength = objective.strength_at(step)
             _note_rejects(run, batch)
-            tokens, pairs, least = count(batch, device)
-            share.add(planned=config.batch_size, lost=config.batch_size - pairs)
-            if least == 0:  # on all processes: those that went on alone would wait for ever
+            counts = count(batch, device)
+            share.add(planned=config.batch_size, broken=counts.broken_pairs)
+            lost += config.batch_size - counts.pairs
+            if counts.fewest_pairs == 0:  # on all processes: those that went on alone would wait for ever
                 raise TrainingError(
                     f"step {step}: one process has no pair left, the images of its whole share are broken; "
                     f"{run / REJECTS_FILE} names them: repair them, or take a larger batch_size or fewer processes"
@@ -146,8 +153,8 @@ def _train_in(
             )
             seconds, before = time.perf_counter() - before, time.perf_counter()
             row["seconds"] = round(seconds, 4)
-            row["items_per_s"] = round(2 * pairs / seconds, 1)
-            row["tokens_per_s"] = round(tokens / seconds, 1)
+            row["items_per_s"] = round(2 * counts.pairs / seconds, 1)
+            row["tokens_per_s"] = round(counts.tokens / seconds, 1)
             if rank() == 0:
                 metrics.write(json.dumps(row) + "\n")
                 metrics.flush()
@@ -162,11 +169,13 @@ def _train_in(
                 before = time.perf_counter()
             # also at the end: what follows, validation to publishing, can fail, and must not cost the steps before it
             if last or history.is_over or step % config.save_every == 0:
+                if rank() == 0:
+                    os.fsync(metrics.fileno())  # a checkpoint must not outlive the log of its steps
                 save_checkpoint(engine, run, step, keep=config.keep_checkpoints)
             if history.is_over:
                 break
-    if rank() == 0 and share.lost:
-        print(f"{share.lost} pair(s) with a broken image were skipped; see {run / REJECTS_FILE}", file=sys.stderr)
+    if rank() == 0 and lost:
+        print(f"{lost} pair(s) with a broken image were skipped; see {run / REJECTS_FILE}", file=sys.stderr)
     published = history.best
     if held_out and config.validation.keep == "best":
         step = load_weights(engine, run / "checkpoints" / _BEST)
@@ -174,11 +183,13 @@ def _train_in(
         if published is not history.best:  # a resumed run that was not the uninterrupted one to the bit
             print(f"the best weights kept are those of step {step}", file=sys.stderr)
     state_dict = gathered_state_dict(engine, lora=config.lora.enabled)
-    if rank() == 0:
+
+    def finish() -> None:
         embedder.spec = replace(embedder.spec, noise=asdict(config.noise))
         card = model_card(config, run / METRICS_FILE, dim=embedder.dim, device=str(device), best=published)
         publish(embedder, run, state_dict=state_dict, card=card)
-    dist.barrier()
+
+    on_first_process(finish, device)
     engine.destroy()
 
 
@@ -211,13 +222,12 @@ def build_embedder(config: RunConfig, device: torch.device) -> Embedder:
             base_weights=weights_digest(config.model.base),
         )
         add_lora(backbone, config.lora)
+    check_backbone(config, backbone)
     if model.gradient_checkpointing:
         backbone.unwrapped.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     embedder = Embedder(backbone, spec, path=config.output_dir, device=str(device))
     embedder.module.train()
     embedder.module.normalize = config.noise.features == "normalized"
-    if config.loss.dropout_pairs and not has_dropout(embedder.module):
-        raise ConfigError("loss.dropout_pairs needs dropout, and the model has none; set lora.dropout")
     return embedder
 
 
@@ -230,8 +240,7 @@ def _attach_input_noise(embedder: Embedder, config: RunConfig) -> InputNoise | N
     if config.noise.position != "input" or config.noise.strength == 0:
         return None
     language_model = embedder.backbone.language_model
-    if language_model is None:
-        raise ConfigError("noise.position input needs a language model; this backbone has none, take output")
+    assert language_model is not None, "check_backbone"
     noise = InputNoise(config.noise.strength)
     noise.attach(language_model)
     return noise

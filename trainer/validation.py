@@ -16,6 +16,7 @@ from fanoise.embedder import Embedder, Role
 from fanoise.errors import CatalogError, ImageError
 from fanoise.images import open_image
 from trainer.config import RunConfig, ValidationConfig
+from trainer.first_process import on_first_process
 from trainer.pair_table import Pair
 from trainer.pairs import valid_answers
 
@@ -30,18 +31,22 @@ class HeldOut:
     pairs: list[Pair]
 
 
-def read_held_out(files: list[tuple[str, Any]]) -> tuple[list[HeldOut], int]:
+def read_held_out(files: list[tuple[str, Any]], device: torch.device) -> tuple[list[HeldOut], int]:
     """Open every image once, so that training does not end at the first validation; also how many pairs were lost.
 
+    Process 0 looks for all: a file that one process fails to read for a moment would set them apart for ever.
     Raises: CatalogError for a file that has fewer than two pairs left.
     """
+
+    def readable_rows() -> list[list[int]]:
+        return [[row for row, pair in enumerate(table) if _readable(pair)] for _, table in files]
+
     found, lost = [], 0
-    for name, table in files:
-        pairs = [pair for pair in table if _readable(pair)]
-        lost += len(table) - len(pairs)
-        if len(pairs) < 2:
-            raise CatalogError(f"validation.pairs {name}: {len(pairs)} readable pairs, at least 2 are needed to rank")
-        found.append(HeldOut(name, pairs))
+    for (name, table), rows in zip(files, on_first_process(readable_rows, device), strict=True):
+        lost += len(table) - len(rows)
+        if len(rows) < 2:
+            raise CatalogError(f"validation.pairs {name}: {len(rows)} readable pairs, at least 2 are needed to rank")
+        found.append(HeldOut(name, [table[row] for row in rows]))
     return found, lost
 
 

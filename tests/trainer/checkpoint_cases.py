@@ -26,6 +26,7 @@ from trainer.checkpoint import (
 )
 from trainer.config import DataConfig, ModelConfig, OptimizerConfig, RunConfig
 from trainer.engine import init_process_group, make_engine
+from trainer.first_process import on_first_process, one_line
 from trainer.full_state import MOMENTS, WEIGHTS, full_tensors, optimizer_steps
 
 
@@ -153,11 +154,16 @@ def fail_together(out: Path, stage: int, precision: str) -> None:
 
     messages = []
     checkpoint.save_file = full_disk if rank() == 0 else written
-    for action in (lambda: save_checkpoint(engine, run, 2, keep=2), lambda: load_newest_checkpoint(engine, run)):
+    for action in (
+        lambda: save_checkpoint(engine, run, 2, keep=2),
+        lambda: load_newest_checkpoint(engine, run),
+        lambda: on_first_process(full_disk, torch.device("cpu")),
+        lambda: on_first_process(lambda: [][0], torch.device("cpu")),
+    ):
         try:
             action()
-        except FANoiseError as error:
-            messages.append(str(error))
+        except (FANoiseError, OSError, IndexError) as error:
+            messages.append(one_line(error))
         torch.distributed.barrier()
         if rank() == 0:
             (run / "checkpoints/step_1/state.json").unlink(missing_ok=True)

@@ -106,6 +106,7 @@ def test_what_the_first_process_meets_ends_all_alike(cases):
     assert first == second
     assert "step 2 could not be written (No space left on device); older ones are intact" in first[0]
     assert "step_1 is damaged (state.json: No such file or directory); no checkpoint is intact" in first[1]
+    assert first[2:] == ["No space left on device", "list index out of range"]
 
 
 def make_engine(*, width: int = 4, seed: int = 0) -> SimpleNamespace:

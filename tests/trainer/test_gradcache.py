@@ -141,6 +141,7 @@ class PlainEngine:
 
     def __init__(self, module: torch.nn.Module) -> None:
         self.module = module
+        self.device = torch.device("cpu")
 
     def __call__(self, batch: dict[str, torch.Tensor]) -> torch.Tensor:
         return self.module(batch)

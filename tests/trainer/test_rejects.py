@@ -1,12 +1,14 @@
+import json
+
 import pytest
 
 from fanoise.errors import TrainingError
-from trainer.rejects import RejectShare
+from trainer.rejects import RejectShare, broken_pairs
 
 
 def feed(share: RejectShare, *lost: int, planned: int = 50) -> None:
     for count in lost:
-        share.add(planned=planned, lost=count)
+        share.add(planned=planned, broken=count)
 
 
 def test_a_share_at_the_limit_goes_on_and_one_above_stops_with_the_remedy():
@@ -19,14 +21,14 @@ def test_a_share_at_the_limit_goes_on_and_one_above_stops_with_the_remedy():
     assert "\n" not in str(caught.value)
 
 
-def test_nothing_is_said_before_twenty_pairs_are_lost():
+def test_nothing_is_said_before_twenty_pairs_are_broken():
     share = RejectShare(0.05)
     feed(share, 19, 0)
     with pytest.raises(TrainingError, match="20 of the last 150 pairs"):
         feed(share, 1)
 
 
-def test_a_first_batch_that_is_lost_as_a_whole_stops_at_once():
+def test_a_first_batch_that_is_broken_as_a_whole_stops_at_once():
     with pytest.raises(TrainingError, match="4 of the last 4 pairs"):
         feed(RejectShare(0.05), 4, planned=4)
     later = RejectShare(0.05)
@@ -38,7 +40,6 @@ def test_only_the_last_hundred_batches_count():
     feed(share, 0, *[4] * 100)
     feed(share, *[0] * 100)
     feed(share, *[5] * 100)
-    assert share.lost == 900
     with pytest.raises(TrainingError, match="501 of the last 5000 pairs"):
         feed(share, 6)
 
@@ -49,3 +50,21 @@ def test_all_pairs_may_be_allowed_to_break_and_none():
     feed(strict, *[1] * 19)
     with pytest.raises(TrainingError):
         feed(strict, 1)
+
+
+def test_a_resumed_run_goes_on_counting_where_it_was(tmp_path):
+    """A run that breaks off every few steps must not read bad images for ever."""
+    ledger = tmp_path / "rejects.jsonl"
+    rows = [{"step": step, "pair": f"p{number}", "side": side} for step, number, side in (
+        (1, 1, "query"), (140, 1, "query"), (140, 1, "positive"), (140, 2, "negative"), (142, 3, "query"),
+    )]  # fmt: skip
+    ledger.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    counts = broken_pairs(ledger, 142)
+    assert (len(counts), counts[-3:], sum(counts)) == (100, [2, 0, 1], 3)
+    assert broken_pairs(ledger, 2) == [1, 0]
+    assert broken_pairs(tmp_path / "none.jsonl", 1) == [0]
+
+    feed(RejectShare(0.1), 19)
+    with pytest.raises(TrainingError, match="20 of the last 150 pairs"):
+        feed(RejectShare(0.1, before=[(50, 0), (50, 19)]), 1)
+    feed(RejectShare(0.1, before=[(50, 0)]), 2, planned=2)  # not its first batch

@@ -2,6 +2,7 @@
 
 import re
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -9,9 +10,10 @@ import transformers
 
 from fanoise.backbones import load_backbone, load_skeleton
 from fanoise.errors import ConfigError
+from fanoise.noise import NoiseConfig
 from trainer.__main__ import main
 from trainer.config import DataConfig, LoraConfig, ModelConfig, RunConfig
-from trainer.startup import add_lora, describe_run
+from trainer.startup import add_lora, check_backbone, describe_run
 
 
 def config(**changes) -> RunConfig:
@@ -124,11 +126,21 @@ def test_dry_run_finds_bad_input_like_a_run(seven_billion, toy_pairs, tmp_path, 
         ("--lora.targets=nothing", "matches no module"),
         ("--batch_size=64", "batch_size (64) is more than the 48 pairs"),
         ("--model.base=nowhere", "no model checkpoint"),
+        ("--loss.dropout_pairs=1", "loss.dropout_pairs needs dropout"),
     ):
         with pytest.raises(SystemExit) as stopped:
             main([*arguments, "--dry_run=true", change])
         assert stopped.value.code == 2
         assert expected in capsys.readouterr().err
+
+
+def test_noise_on_token_embeddings_needs_a_language_model(backbone):
+    noisy = config(noise=NoiseConfig(position="input"))
+    check_backbone(noisy, backbone)
+    without = SimpleNamespace(language_model=None, model=backbone.model)
+    with pytest.raises(ConfigError, match=r"noise\.position input needs a language model"):
+        check_backbone(noisy, without)
+    check_backbone(config(noise=NoiseConfig(position="input", strength=0)), without)
 
 
 def test_memory_of_a_7b_is_its_bf16_weights_and_a_slope(seven_billion):

@@ -60,7 +60,7 @@ def test_unreadable_pairs_are_left_out_and_counted(toy_pairs):
     image = toy_pairs.parent / "0.png"
     good = [Pair(query=Item(text=str(i)), positive=Item(image=image)) for i in range(3)]
     bad = Pair(query=Item(text="x"), positive=Item(image=toy_pairs))
-    (found,), lost = read_held_out([("toy", [*good, bad])])
+    (found,), lost = read_held_out([("toy", [*good, bad])], torch.device("cpu"))
     assert (found.name, found.pairs, lost) == ("toy", good, 1)
 
 
