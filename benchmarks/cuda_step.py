@@ -255,7 +255,7 @@ def size_of(module: Any) -> int:
 
 def count_flops(training: Any, towers: list[Tower], batch: Any, objective: Any, *, recomputed: bool) -> list[float]:
     """Needed and executed FLOPs of a step, which this runs."""
-    chunks = [*batch.query, *batch.positive]
+    chunks = [*batch.query.chunks, *batch.positive.chunks]
     patches = sum(len(chunk["pixel_values"]) for chunk in chunks if "pixel_values" in chunk)
     tokens = sum(chunk["input_ids"].numel() for chunk in chunks)
     for tower in towers:
@@ -290,13 +290,14 @@ def make_batch(embedder: Any, items: list[tuple[Any, Any]], chunk: int) -> Any:
     import numpy as np
 
     from trainer.batches import StepBatch
+    from trainer.gradcache import Side
 
     cuts = [items[start : start + chunk] for start in range(0, len(items), chunk)]
     return StepBatch(
         step=1,
-        query=[embedder.collate([query for query, _ in cut], "query") for cut in cuts],
-        positive=[embedder.collate([positive for _, positive in cut], "item") for cut in cuts],
-        negative=[],
+        query=Side([embedder.collate([query for query, _ in cut], "query") for cut in cuts]),
+        positive=Side([embedder.collate([positive for _, positive in cut], "item") for cut in cuts]),
+        negative=Side([]),
         rows=list(range(len(items))),
         negative_counts=[0] * len(items),
         valid_answers=np.zeros((len(items), len(items)), dtype=bool),

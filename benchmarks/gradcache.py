@@ -85,7 +85,7 @@ def memory(setting: Any, folder: Path, batch_size: int, chunk_size: int, *, lora
     objective = training.objective(0.1)
     training.step(training.batches(batch_size=2 * chunk_size)[1], objective)  # makes the optimiser's state
     batch = training.batches()[1]
-    chunks = (*batch.query, *batch.positive)
+    chunks = (*batch.query.chunks, *batch.positive.chunks)
     held = sum(value.numel() * value.element_size() for chunk in chunks for value in chunk.values())
     level = resident("VmRSS")
     Path("/proc/self/clear_refs").write_text("5")  # forget the highest resident size so far

@@ -8,7 +8,6 @@ from typing import Any
 import numpy as np
 import torch
 from PIL import Image, ImageOps
-from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from fanoise.catalog import Item
@@ -17,11 +16,12 @@ from fanoise.errors import ConfigError, FANoiseError, ImageError, TrainingError
 from fanoise.images import open_image
 from trainer.config import RunConfig
 from trainer.epochs import Epochs
+from trainer.gradcache import Side
 from trainer.pair_table import Pair, PairTable
 from trainer.pairs import equal_keys
 from trainer.sources import load_pairs, matching, short_names
 
-ModelBatch = dict[str, Tensor]
+_CHARACTERS_A_TOKEN, _PIXELS_A_TOKEN = 4, 28 * 28
 
 
 class BatchPlan:
@@ -110,9 +110,9 @@ class StepBatch:
     """One process's share of a step, chunked and collated, still on the CPU."""
 
     step: int
-    query: list[ModelBatch]
-    positive: list[ModelBatch]
-    negative: list[ModelBatch]
+    query: Side
+    positive: Side
+    negative: Side
     """Mined negatives of all pairs, in the order of `rows`."""
     rows: list[int]
     """Places of this process's pairs in the global batch; pairs with a broken image are missing."""
@@ -152,9 +152,9 @@ class StepBatches(Dataset[StepBatch]):
                 rows.append(row)
         return StepBatch(
             step=step,
-            query=self._chunks([pair.query for pair in kept], "query"),
-            positive=self._chunks([pair.positive for pair in kept], "item"),
-            negative=self._chunks([item for pair in kept for item in pair.negatives], "item"),
+            query=self._side([pair.query for pair in kept], "query"),
+            positive=self._side([pair.positive for pair in kept], "item"),
+            negative=self._side([item for pair in kept for item in pair.negatives], "item"),
             rows=rows,
             negative_counts=[len(pair.negatives) for pair in kept],
             valid_answers=equal_keys(self._plan.keys(places)),
@@ -185,12 +185,15 @@ class StepBatches(Dataset[StepBatch]):
         found = tuple(item for item in negatives if item is not None)
         return replace(pair, query=query, positive=positive, negatives=found), broken
 
-    def _chunks(self, items: Sequence[Item], role: Role) -> list[ModelBatch]:
-        size = self._config.chunk_size
-        return [
-            self._embedder.collate(items[start : start + size], role, complete=self._complete)
+    def _side(self, items: Sequence[Item], role: Role) -> Side:
+        """The longest first: a chunk is padded to its longest item, and too little memory shows at once."""
+        size, max_pixels = self._config.chunk_size, self._embedder.spec.max_pixels
+        rows = sorted(range(len(items)), key=lambda row: _length(items[row], max_pixels), reverse=True)
+        chunks = [
+            self._embedder.collate([items[row] for row in rows[start : start + size]], role, complete=self._complete)
             for start in range(0, len(items), size)
         ]
+        return Side(chunks, torch.tensor(rows, dtype=torch.long))
 
 
 def load_plan(config: RunConfig) -> BatchPlan:
@@ -247,6 +250,12 @@ class _Guarded(Dataset[StepBatch | FANoiseError]):
             return self._batches[step]
         except FANoiseError as error:
             return error
+
+
+def _length(item: Item, max_pixels: int | None) -> float:
+    """About how many tokens an item has; only the order matters, and only for speed."""
+    pixels = item.image.width * item.image.height if isinstance(item.image, Image.Image) else 0
+    return len(item.text or "") / _CHARACTERS_A_TOKEN + min(pixels, max_pixels or pixels) / _PIXELS_A_TOKEN
 
 
 def _single_thread(worker: int) -> None:

@@ -5,6 +5,7 @@ processes, the loss gives their gradients, and each chunk is computed again to c
 """
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -19,19 +20,39 @@ _IDLE = ""
 """The side of a call that only keeps the processes in step; its gradient is zero."""
 
 
-def gradcache_backward(engine: Any, sides: dict[str, list[ModelBatch]], loss_of: LossFunction) -> Tensor:
+@dataclass(frozen=True)
+class Side:
+    """One side of this process's pairs, cut into chunks."""
+
+    chunks: list[ModelBatch]
+    """Anywhere; one at a time is moved to the engine's device."""
+    rows: Tensor | None = None
+    """[B] of the side's rows, which each row of the chunks is; none where they are in order."""
+
+    def in_order(self, embeddings: Tensor) -> Tensor:
+        """[B, D] of the chunks, in the order of the side's rows."""
+        if self.rows is None:
+            return embeddings
+        return torch.empty_like(embeddings).index_copy_(0, self.rows.to(embeddings.device), embeddings)
+
+    def by_chunk(self, rows: Tensor) -> Tensor:
+        """The inverse of `in_order`."""
+        return rows if self.rows is None else rows[self.rows.to(rows.device)]
+
+
+def gradcache_backward(engine: Any, sides: dict[str, Side], loss_of: LossFunction) -> Tensor:
     """Accumulate the exact gradient of `loss_of` in the engine; the caller then calls `engine.step()`.
 
     Args:
-        sides: for each side ("query", ...) this process's chunks, anywhere; one at a time is moved to the engine's
-            device. Every process has the same sides and at least one chunk; how many, and how many rows, may differ.
+        sides: by name ("query", ...). Every process has the same sides and at least one chunk; how many, and how many
+            rows, may differ.
         loss_of: from the gathered embeddings of each side, [rows of all processes, D], to a scalar that is the same
             on every process.
     Returns: the loss, detached.
     """
-    calls = [(side, chunk) for side, chunks in sides.items() for chunk in chunks]
+    calls = [(name, chunk) for name, side in sides.items() for chunk in side.chunks]
     # ZeRO communicates in every call: all processes must make equally many, in the same order.
-    most_calls, most_chunks = _most(len(calls), max(len(chunks) for chunks in sides.values()), engine.device)
+    most_calls, most_chunks = _most(len(calls), max(len(side.chunks) for side in sides.values()), engine.device)
     calls += [(_IDLE, calls[0][1])] * (most_calls - len(calls))
     # A single chunk's graph fits in memory as it is, and keeping it saves the second forward.
     keep_graph = most_chunks <= 1
@@ -41,25 +62,29 @@ def gradcache_backward(engine: Any, sides: dict[str, list[ModelBatch]], loss_of:
         with torch.set_grad_enabled(keep_graph):
             outputs.append(engine(_moved(chunk, engine.device)))
 
-    gathered, starts = {}, {}
-    for side in sides:
-        rows = [output.detach() for (owner, _), output in zip(calls, outputs, strict=True) if owner == side]
-        local = torch.cat(rows) if rows else outputs[0].new_zeros((0, outputs[0].shape[1]))
-        gathered[side] = gather_rows(local).requires_grad_()
-        starts[side] = row_offset(local.shape[0], local.device)
-    gathered = {side: embeddings for side, embeddings in gathered.items() if len(embeddings)}
+    gathered, own = {}, {}
+    for name, side in sides.items():
+        rows = [output.detach() for (owner, _), output in zip(calls, outputs, strict=True) if owner == name]
+        local = side.in_order(torch.cat(rows)) if rows else outputs[0].new_zeros((0, outputs[0].shape[1]))
+        gathered[name] = gather_rows(local).requires_grad_()
+        start = row_offset(local.shape[0], local.device)
+        own[name] = slice(start, start + local.shape[0])
+    gathered = {name: embeddings for name, embeddings in gathered.items() if len(embeddings)}
     loss = loss_of(gathered)
     gradients = dict(zip(gathered, torch.autograd.grad(loss, list(gathered.values())), strict=True))
+    by_chunk = {}
+    for name, gradient in gradients.items():
+        sizes = [output.shape[0] for (owner, _), output in zip(calls, outputs, strict=True) if owner == name]
+        # DeepSpeed averages over processes, the loss does not: it is already that of the whole batch
+        by_chunk[name] = iter((sides[name].by_chunk(gradient[own[name]]) * world_size()).split(sizes))
+    shares = [
+        torch.zeros_like(output) if name == _IDLE else next(by_chunk[name])
+        for (name, _), output in zip(calls, outputs, strict=True)
+    ]
 
     def carried(number: int, embeddings: Tensor) -> Tensor:
         """The scalar whose gradient is this call's share of the loss's."""
-        side = calls[number][0]
-        if side == _IDLE:
-            return embeddings.sum() * 0
-        start = starts[side]
-        starts[side] += embeddings.shape[0]
-        # DeepSpeed averages over processes, the loss does not: it is already that of the whole batch
-        return (embeddings * gradients[side][start : starts[side]] * world_size()).sum()
+        return (embeddings * shares[number]).sum()
 
     if keep_graph:
         # in one pass: ZeRO 3 adds a backward pass to the one before only where a forward pass came between, else it

@@ -35,7 +35,7 @@ class Counts(NamedTuple):
 
 
 def count(batch: StepBatch, device: torch.device) -> Counts:
-    chunks = [chunk for side in (batch.query, batch.positive, batch.negative) for chunk in side]
+    chunks = [chunk for side in (batch.query, batch.positive, batch.negative) for chunk in side.chunks]
     tokens = sum(int(chunk["attention_mask"].sum()) for chunk in chunks if "attention_mask" in chunk)
     each = gather_rows(torch.tensor([[tokens, len(batch.rows), batch.broken_pairs]], device=device))
     tokens, pairs, broken = each.sum(dim=0).tolist()

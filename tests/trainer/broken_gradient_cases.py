@@ -15,7 +15,7 @@ from fanoise.catalog import Item
 from trainer.config import DataConfig, ModelConfig, OptimizerConfig, RunConfig
 from trainer.engine import init_process_group, make_engine
 from trainer.full_state import WEIGHTS, full_tensors
-from trainer.gradcache import gradcache_backward
+from trainer.gradcache import Side, gradcache_backward
 from trainer.step import update
 from trainer.train import build_embedder
 
@@ -44,10 +44,10 @@ def main() -> None:
         chunk = embedder.collate([Item(text="a red square")] * 2, "item")
         before = weights(engine)
         # the root of zero: 0, with a slope of 0 / 0
-        loss = gradcache_backward(engine, {"query": [chunk]}, lambda sides: (sides["query"] * 0).sum().sqrt())
+        loss = gradcache_backward(engine, {"query": Side([chunk])}, lambda sides: (sides["query"] * 0).sum().sqrt())
         broken = update(engine)
         after = weights(engine)
-        gradcache_backward(engine, {"query": [chunk]}, lambda sides: sides["query"][:, 0].sum())
+        gradcache_backward(engine, {"query": Side([chunk])}, lambda sides: sides["query"][:, 0].sum())
         sound = update(engine)
         facts = {
             "case": case,

@@ -21,12 +21,12 @@ from torch import Tensor
 
 from fanoise.catalog import Item
 from fanoise.distributed import gather_rows, rank
-from fanoise.embedder import Embedder
+from fanoise.embedder import Embedder, Role
 from fanoise.noise import NoiseConfig
 from trainer.config import DataConfig, LoraConfig, LossConfig, ModelConfig, OptimizerConfig, RunConfig
 from trainer.engine import init_process_group, make_engine, resolve_dtype
 from trainer.full_state import full_tensors
-from trainer.gradcache import gradcache_backward
+from trainer.gradcache import Side, gradcache_backward
 from trainer.objective import Labels, Objective
 from trainer.startup import add_lora
 
@@ -56,8 +56,8 @@ class Batch:
     images: list[int] = field(default_factory=list)
     """Rows whose query and positive are images without text; the others are texts without image."""
 
-    def chunks(self, embedder: Embedder, process: int | None) -> dict[str, list[dict[str, Tensor]]]:
-        """The sides of one process; none gives the joined batch, one chunk a side."""
+    def chunked(self, embedder: Embedder, process: int | None) -> dict[str, Side]:
+        """The sides of one process, the chunks out of order; none gives the joined batch, one chunk a side."""
         rows = [row for part in self.split for row in part] if process is None else self.split[process]
         size = len(rows) if process is None else self.chunk_size
         owners = [row for row in rows if row % 3 == 0] if self.negatives else []
@@ -66,15 +66,15 @@ class Batch:
             "positive": [item(row + 50, row in self.images, f"{row} is {WORDS[(row + 1) % 5]}") for row in rows],
             "negative": [item(row, False, f"not {WORDS[row % 5]}") for row in owners],
         }
-        found = {
-            side: [
-                embedder.collate(
-                    items[start : start + size], "query" if side == "query" else "item", complete=bool(self.images)
-                )
+        found = {}
+        for side, items in sides.items():
+            role: Role = "query" if side == "query" else "item"
+            order = sorted(range(len(items)), key=lambda row: (row % 2, -row))
+            chunks = [
+                embedder.collate([items[row] for row in order[start : start + size]], role, complete=bool(self.images))
                 for start in range(0, len(items), size)
             ]
-            for side, items in sides.items()
-        }
+            found[side] = Side(chunks, torch.tensor(order, dtype=torch.long))
         return {**found, "view": found["query"]} if self.views else found
 
     def loss(self, gathered: dict[str, Tensor], owners: Tensor) -> Tensor:
@@ -152,7 +152,7 @@ def cached(engine: Any, embedder: Embedder, batch: Batch) -> dict[str, Tensor]:
         group["lr"] = 0.0  # the next batch finds the same model
     owners = gather_rows(batch.owners(rank()))
     torch.manual_seed(rank())
-    loss = gradcache_backward(engine, batch.chunks(embedder, rank()), lambda gathered: batch.loss(gathered, owners))
+    loss = gradcache_backward(engine, batch.chunked(embedder, rank()), lambda gathered: batch.loss(gathered, owners))
     engine.step()
     return {"loss": loss.reshape(1)} | {name: mean / 0.1 for name, mean in full_tensors(engine, "exp_avg")}
 
@@ -166,11 +166,13 @@ def oracle(embedder: Embedder, batch: Batch, *, by_chunk: bool) -> dict[str, Ten
     outputs: dict[str, list[Tensor]] = {}
     for process in range(len(batch.split)) if by_chunk else [None]:
         torch.manual_seed(process or 0)
-        for side, chunks in batch.chunks(embedder, process).items():
-            outputs.setdefault(side, []).extend(embedder.module(chunk) for chunk in chunks)
+        for name, side in batch.chunked(embedder, process).items():
+            found = [row for chunk in side.chunks for row in embedder.module(chunk)]
+            by_row = dict(zip(side.rows.tolist(), found, strict=True))  # type: ignore[union-attr]
+            outputs.setdefault(name, []).extend(by_row[row] for row in range(len(found)))
     embedder.module.zero_grad()
     owners = torch.cat([batch.owners(process) for process in range(len(batch.split))])
-    loss = batch.loss({side: torch.cat(parts) for side, parts in outputs.items() if parts}, owners)
+    loss = batch.loss({side: torch.stack(rows) for side, rows in outputs.items() if rows}, owners)
     loss.backward()
     gradients = {name: p.grad for name, p in embedder.module.named_parameters() if p.grad is not None}
     return {"loss": loss.reshape(1), **gradients}

@@ -218,14 +218,23 @@ def broken_pairs(tmp_path) -> Path:
     return file
 
 
+def in_order(side) -> list[dict[str, torch.Tensor]]:
+    """The chunks of one row each."""
+    return [chunk for _, chunk in sorted(zip(side.rows.tolist(), side.chunks, strict=True), key=lambda row: row[0])]
+
+
 def test_processes_share_a_global_batch_that_does_not_depend_on_their_number(embedder, toy_pairs):
     run = config(data=DataConfig(pairs=[str(toy_pairs)], augment="crop"), batch_size=7, chunk_size=3)
     plan = load_plan(run)
     (alone,) = (StepBatches(plan, embedder, run, rank=0, world_size=1)[2],)
     shared = [StepBatches(plan, embedder, run, rank=rank, world_size=2)[2] for rank in (0, 1)]
     assert [batch.rows for batch in shared] == [[0, 1, 2, 3], [4, 5, 6]]
-    assert [len(chunk["input_ids"]) for chunk in alone.query] == [3, 3, 1]
-    pixels = [torch.cat([chunk["pixel_values"] for chunk in batch.positive]) for batch in (alone, *shared)]
+    assert [len(chunk["input_ids"]) for chunk in alone.query.chunks] == [3, 3, 1]
+    single = replace(run, chunk_size=1)  # chunks are pairs: they can be put in order
+    found = [
+        StepBatches(plan, embedder, single, rank=rank, world_size=world)[2] for rank, world in ((0, 1), (0, 2), (1, 2))
+    ]
+    pixels = [torch.cat([chunk["pixel_values"] for chunk in in_order(batch.positive)]) for batch in found]
     assert torch.equal(pixels[0], torch.cat(pixels[1:])), "the same crops, whoever makes them"
     assert all(np.array_equal(batch.valid_answers, alone.valid_answers) for batch in shared)
 
@@ -239,8 +248,8 @@ def test_broken_images_drop_their_pair_or_only_their_negative_and_are_named(embe
     assert [numbers[row] for row in batch.rows] == [number for number in numbers if number not in (1, 2, 6)]
     counts = {numbers[row]: count for row, count in zip(batch.rows, batch.negative_counts, strict=True)}
     assert counts == {0: 2, 3: 1, 4: 0, 5: 0, 7: 3}
-    assert [len(batch.query[0]["input_ids"]), len(batch.positive[0]["input_ids"])] == [5, 5]
-    assert len(batch.negative[0]["input_ids"]) == 6
+    assert [len(batch.query.chunks[0]["input_ids"]), len(batch.positive.chunks[0]["input_ids"])] == [5, 5]
+    assert len(batch.negative.chunks[0]["input_ids"]) == 6
     assert batch.valid_answers.shape == (8, 8)
     folder = broken_pairs.parent
     found = {(reject["pair"], reject["side"], reject["image"], reject["reason"]) for reject in batch.rejects}
@@ -262,7 +271,7 @@ def test_broken_images_drop_their_pair_or_only_their_negative_and_are_named(embe
 
 
 def test_negatives_follow_the_order_of_their_pairs(embedder, broken_pairs):
-    run = config(data=DataConfig(pairs=[str(broken_pairs)]), batch_size=8, chunk_size=2)
+    run = config(data=DataConfig(pairs=[str(broken_pairs)]), batch_size=8, chunk_size=1)
     plan = load_plan(run)
     batch = StepBatches(plan, embedder, run, rank=0, world_size=1)[1]
     pairs = plan.pairs(1)
@@ -271,8 +280,9 @@ def test_negatives_follow_the_order_of_their_pairs(embedder, broken_pairs):
         readable = [item for item in pairs[row].negatives if item.image is None or len(item.image.name) == len("a.png")]
         assert len(readable) == count
         expected += readable
-    chunks = [embedder.collate(expected[start : start + 2], "item") for start in range(0, len(expected), 2)]
-    for chunk, other in zip(batch.negative, chunks, strict=True):
+    for chunk, other in zip(
+        in_order(batch.negative), (embedder.collate([one], "item") for one in expected), strict=True
+    ):
         assert all(torch.equal(chunk[name], other[name]) for name in other)
 
 
@@ -283,7 +293,7 @@ def test_crops_change_with_the_step_and_stay_with_the_seed(embedder, tmp_path):
     run = config(data=DataConfig(pairs=["a"], augment="crop"))
     plan = BatchPlan([PairTable.store(rows, path=Path("a"), images=tmp_path)], run)
     batches = StepBatches(plan, embedder, run, rank=0, world_size=1)
-    first, again, other = (batches[step].positive[0]["pixel_values"] for step in (1, 1, 2))
+    first, again, other = (batches[step].positive.chunks[0]["pixel_values"] for step in (1, 1, 2))
     assert torch.equal(first, again)
     assert not torch.equal(first, other)
 
@@ -297,7 +307,7 @@ def test_every_part_of_the_model_runs_everywhere_where_processes_share_it(
 ):
     run = config(data=DataConfig(pairs=["a"]), zero_stage=zero_stage, lora=LoraConfig(enabled=lora))
     batches = StepBatches(BatchPlan([table("a", 8)], run), embedder, run, rank=0, world_size=world_size)
-    chunks = [*batches[1].query, *batches[1].positive]
+    chunks = [*batches[1].query.chunks, *batches[1].positive.chunks]
     assert all(("pixel_values" in chunk) == complete for chunk in chunks)
 
 
@@ -307,8 +317,8 @@ def test_workers_prepare_the_same_batches_in_order(embedder, toy_pairs):
     alone, shared = (list(step_loader(batches, first_step=5, last_step=11, workers=workers)) for workers in (0, 2))
     assert [batch.step for batch in alone] == [batch.step for batch in shared] == list(range(5, 12))
     for one, other in zip(alone, shared, strict=True):
-        assert torch.equal(one.positive[0]["pixel_values"], other.positive[0]["pixel_values"])
-        assert torch.equal(one.query[0]["input_ids"], other.query[0]["input_ids"])
+        assert torch.equal(one.positive.chunks[0]["pixel_values"], other.positive.chunks[0]["pixel_values"])
+        assert torch.equal(one.query.chunks[0]["input_ids"], other.query.chunks[0]["input_ids"])
 
 
 class _Failing(StepBatches):
@@ -342,3 +352,20 @@ def test_a_worker_that_is_killed_is_one_line_with_a_remedy():
     with pytest.raises(TrainingError, match=r"a data worker died \(.*\); .*lower data.workers") as caught:
         first(_Failing(None), 1)
     assert "\n" not in str(caught.value)
+
+
+def test_a_chunk_holds_items_of_like_length(embedder, tmp_path):
+    """Chunks are padded to their longest item: out of order, most of what the model reads would be padding."""
+    lengths = np.random.default_rng(0).permutation(np.geomspace(1, 60, 32).astype(int))
+    rows = [{"query_text": "word " * int(length), "positive_text": f"p{row}"} for row, length in enumerate(lengths)]
+    (tmp_path / "pairs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    run = config(data=DataConfig(pairs=[str(tmp_path / "pairs.jsonl")]), batch_size=32, chunk_size=4)
+    plan = load_plan(run)
+    side = StepBatches(plan, embedder, run, rank=0, world_size=1)[1].query
+    masks = [chunk["attention_mask"] for chunk in side.chunks]
+    counts = torch.cat([mask.sum(dim=1) for mask in masks])
+    assert counts.tolist() == sorted(counts.tolist(), reverse=True)
+    assert sum(mask.numel() for mask in masks) < 1.2 * int(counts.sum())
+    in_plan = [len(pair.query.text.split()) for pair in plan.pairs(1)]
+    by_row = side.in_order(counts)
+    assert np.array_equal(np.argsort(by_row, kind="stable"), np.argsort(in_plan, kind="stable"))

@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import load_file
 
 from fanoise.noise import NoiseConfig
-from trainer.gradcache import gradcache_backward
+from trainer.gradcache import Side, gradcache_backward
 from trainer.objective import Labels, Objective
 
 ROOT = Path(__file__).parents[2]
@@ -172,7 +172,11 @@ def test_gradients_are_exact_to_float64_at_the_papers_temperature(chunk_size):
     objective.loss(tower({"x": x}), tower({"x": y}), labels, step=1).backward()
     expected = [parameter.grad.clone() for parameter in tower.parameters()]
     tower.zero_grad()
-    sides = {name: [{"x": part} for part in rows.split(chunk_size)] for name, rows in (("query", x), ("positive", y))}
+    order = torch.randperm(8)
+    sides = {
+        "query": Side([{"x": part} for part in x.split(chunk_size)]),
+        "positive": Side([{"x": part} for part in y[order].split(chunk_size)], order),
+    }
     gradcache_backward(
         PlainEngine(tower), sides, lambda found: objective.loss(found["query"], found["positive"], labels, step=1)
     )
@@ -198,7 +202,9 @@ def test_second_pass_repeats_the_dropout_masks_of_the_first():
     tower.zero_grad()
     torch.manual_seed(7)
     gradcache_backward(
-        PlainEngine(tower), chunks, lambda found: objective.loss(found["query"], found["positive"], labels, step=1)
+        PlainEngine(tower),
+        {name: Side(parts) for name, parts in chunks.items()},
+        lambda found: objective.loss(found["query"], found["positive"], labels, step=1),
     )
     for parameter, gradient in zip(tower.parameters(), expected, strict=True):
         assert torch.allclose(parameter.grad, gradient, rtol=1e-11, atol=1e-11)
