@@ -37,6 +37,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=1, help="training steps in a turn; take several with workers")
     parser.add_argument("--workers", type=int, default=0, help="processes that prepare batches, on either side")
     parser.add_argument("--threads", type=int, default=1, help="threads of torch")
+    parser.add_argument("--varied", action="store_true", help="captions of one to twelve sentences, not one each")
     options = parser.parse_args()
     try:
         import sentence_transformers
@@ -54,7 +55,7 @@ def main() -> None:
     # with workers what counts is how long one waits for them
     clock = clock_of(options.threads if options.workers == 0 else 0)
     rows = []
-    with setting.workspace(pairs=4 * options.batch_size) as folder:
+    with setting.workspace(pairs=4 * options.batch_size, varied=options.varied) as folder:
         for lora in (True, False):
             config = setting.make_config(
                 folder, batch_size=options.batch_size, chunk_size=options.chunk_size, lora=lora, noise=0.0

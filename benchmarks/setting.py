@@ -10,6 +10,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 import transformers
@@ -30,17 +31,24 @@ SEED = 5
 
 
 @contextmanager
-def workspace(pairs: int) -> Iterator[Path]:
+def workspace(pairs: int, *, varied: bool = False) -> Iterator[Path]:
     """A folder that is gone afterwards, with a random checkpoint in `base` and `pairs.jsonl`.
 
     Args:
         pairs: how many; each a caption of about ten tokens and its 256 px photo, none twice.
+        varied: captions of one to twelve such sentences, most of them short, as they are in mixed training sets.
     """
     transformers.utils.logging.disable_progress_bar()
     with TemporaryDirectory(prefix="fanoise-benchmark-") as name:
         folder = Path(name)
         sampled = products.sample_products(pairs, seed=SEED, held_out=False)
         captions = [products.describe(product, phrasing=number) for number, product in enumerate(sampled)]
+        if varied:
+            sentences = np.random.default_rng(SEED).lognormal(0.7, 0.8, size=pairs).astype(int).clip(1, 12)
+            captions = [
+                " ".join(captions[(number + more) % pairs] for more in range(count))
+                for number, count in enumerate(sentences)
+            ]
         pictures = [Picture(f"{number}.jpg", product, view=number) for number, product in enumerate(sampled)]
         draw(pictures, folder, label="photos", progress=False)
         write_jsonl(
