@@ -10,6 +10,7 @@ from typing import Any
 
 import deepspeed
 import torch
+from torch import nn
 from transformers import get_linear_schedule_with_warmup
 
 from fanoise.embedder import EmbeddingModel
@@ -54,18 +55,33 @@ def resolve_dtype(config: RunConfig) -> torch.dtype:
 
 
 def make_engine(module: EmbeddingModel, config: RunConfig) -> Any:
-    """A DeepSpeed engine around `module` with AdamW and a linear schedule with warm-up."""
+    """A DeepSpeed engine around `module` with AdamW and a linear schedule with warm-up.
+
+    Args:
+        module: for ZeRO 3 on the CPU, else on the engine's device.
+    """
     trainable = [parameter for parameter in module.parameters() if parameter.requires_grad]
     # torch's AdamW on purpose: DeepSpeed's own is compiled at first use, 40 s on a CPU
     optimizer = torch.optim.AdamW(
         trainable, lr=config.optimizer.lr, weight_decay=config.optimizer.weight_decay, betas=(0.9, 0.999)
     )
     schedule = get_linear_schedule_with_warmup(optimizer, config.optimizer.warmup_steps, config.max_steps)
+    settings = _deepspeed_config(config)
     with _without_compiler():
-        engine, *_ = deepspeed.initialize(
-            model=module, optimizer=optimizer, lr_scheduler=schedule, config=_deepspeed_config(config)
-        )
+        if config.zero_stage == 3:
+            _share_out(module, settings, resolve_dtype(config))
+        engine, *_ = deepspeed.initialize(model=module, optimizer=optimizer, lr_scheduler=schedule, config=settings)
     return engine
+
+
+def _share_out(module: nn.Module, settings: dict[str, Any], dtype: torch.dtype) -> None:
+    """Split the parameters over the processes one by one, so that no device has to hold the whole model."""
+    device = torch.device(deepspeed.get_accelerator().current_device_name())
+    for buffer in module.buffers():  # DeepSpeed moves, and casts, whole models only
+        buffer.data = buffer.data.to(device)
+    for parameter in module.parameters():
+        parameter.data = parameter.data.to(dtype)
+    deepspeed.zero.Init(module=module, dtype=dtype, config_dict_or_path=settings)
 
 
 @contextmanager

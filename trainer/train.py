@@ -225,7 +225,8 @@ def build_embedder(config: RunConfig, device: torch.device) -> Embedder:
     check_backbone(config, backbone)
     if model.gradient_checkpointing:
         backbone.unwrapped.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
-    embedder = Embedder(backbone, spec, path=config.output_dir, device=str(device))
+    # ZeRO 3 brings it to the device in parts
+    embedder = Embedder(backbone, spec, path=config.output_dir, device="cpu" if config.zero_stage == 3 else str(device))
     embedder.module.train()
     embedder.module.normalize = config.noise.features == "normalized"
     return embedder

@@ -56,7 +56,10 @@ def make(stage: int, precision: Any, *, seed: int) -> Any:
         zero_stage=stage,
         precision=precision,
     )
-    return make_engine(Network(), config)  # type: ignore[arg-type]
+    network = Network()
+    if stage == 3:
+        network.to = None  # type: ignore[assignment]  # the device of a large model could not hold it whole
+    return make_engine(network, config)  # type: ignore[arg-type]
 
 
 def train(engine: Any, first: int, last: int, *, scale: float = 1.0) -> None:
