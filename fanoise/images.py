@@ -1,9 +1,12 @@
 """Open an untrusted image as RGB, or say in a few words why not."""
 
 import io
+import math
+import os
+import stat
 import warnings
 from pathlib import Path
-from typing import IO
+from typing import IO, Protocol, runtime_checkable
 
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
@@ -16,40 +19,69 @@ _FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM")
 _MAX_ASPECT = 150  # Qwen2-VL refuses an aspect ratio of 200 and more; stay clear of it after rounding
 
 
-def open_image(source: Path | str | bytes | Image.Image, *, max_pixels: int = 64_000_000) -> Image.Image:
+@runtime_checkable
+class ImageSource(Protocol):
+    """An image that is fetched or drawn when it is opened; `str()` names it."""
+
+    def read(self) -> bytes | Image.Image:
+        """The image file's bytes, or the image. Raises ImageError or OSError."""
+        ...
+
+
+def open_image(source: Path | str | bytes | Image.Image | ImageSource, *, max_pixels: int = 64_000_000) -> Image.Image:
     """Decode to RGB: EXIF orientation applied, first frame, transparency on white, 16-bit scaled to 8.
 
     Args:
-        source: a path, the file's bytes, or an image (returned as RGB).
+        source: a path, the file's bytes, an image (returned as RGB), or an image source, which is read.
         max_pixels: checked against the header before any pixel is decoded (decompression bombs).
     Raises: ImageError with a short reason.
     """
-    if isinstance(source, Image.Image):
+    if isinstance(source, bytes | Image.Image):
         return _decode(source, max_pixels, None)
-    name = None if isinstance(source, bytes) else source
     try:
-        stream = io.BytesIO(source) if isinstance(source, bytes) else Path(source).open("rb")
+        if not isinstance(source, str | Path):
+            return _decode(source.read(), max_pixels, source)
+        with open_regular(source) as file:
+            return _decode(file, max_pixels, source)
     except FileNotFoundError:
-        raise ImageError("file not found", name) from None
+        raise ImageError("file not found", source) from None
+    except ImageError:
+        raise
     except (OSError, ValueError) as error:  # ValueError: a NUL byte in the name
-        raise ImageError(f"cannot be opened ({getattr(error, 'strerror', None) or error})", name) from None
-    with stream:
-        return _decode(stream, max_pixels, name)
+        raise ImageError(f"cannot be opened ({getattr(error, 'strerror', None) or error})", source) from None
 
 
-def _decode(source: IO[bytes] | Image.Image, max_pixels: int, name: Path | str | None) -> Image.Image:
+def open_regular(path: str | Path) -> IO[bytes]:
+    """Open a file for reading, but no pipe or device: one of those, named in a table, would never end.
+
+    Raises: OSError, ValueError for a name that no file can have.
+    """
+
+    def opener(name: str, flags: int) -> int:
+        descriptor = os.open(name, flags | getattr(os, "O_NONBLOCK", 0))  # a pipe would wait for its writer
+        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+            os.close(descriptor)
+            raise OSError("not a regular file")
+        return descriptor
+
+    return open(path, "rb", opener=opener)  # pathlib has no opener
+
+
+def _decode(source: IO[bytes] | bytes | Image.Image, max_pixels: int, name: object) -> Image.Image:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # Pillow warns about odd metadata and bombs; both are decided here
         try:
-            image = source if isinstance(source, Image.Image) else Image.open(source, formats=_FORMATS)
-            width, height = image.size
+            if not isinstance(source, Image.Image):
+                stream = io.BytesIO(source) if isinstance(source, bytes) else source
+                source = Image.open(stream, formats=_FORMATS)
+            width, height = source.size
             if width * height > max_pixels:
                 raise ImageError(f"{width}×{height} pixels, more than the limit of {max_pixels}", name)
             if not width * height:
                 raise ImageError(f"{width}×{height} pixels, there is nothing to see", name)
-            image.load()
+            source.load()
             thin = max(width, height) > _MAX_ASPECT * min(width, height)
-            return _pad_to_aspect(_to_rgb(image)) if thin else _to_rgb(image)
+            return _pad_to_aspect(_to_rgb(source), max_pixels) if thin else _to_rgb(source)
         except UnidentifiedImageError:
             raise ImageError("not an image of a known format", name) from None
         except ImageError:
@@ -65,10 +97,12 @@ def _decode(source: IO[bytes] | Image.Image, max_pixels: int, name: Path | str |
 def _to_rgb(image: Image.Image) -> Image.Image:
     image = ImageOps.exif_transpose(image)
     if image.mode.startswith("I") or image.mode == "F":
-        values = np.asarray(image, dtype=np.float64)
-        # 16-bit scans use the whole range; small values in an "I" image are 8-bit ones in a wide type
-        scale = 255.0 if values.max(initial=0) <= 255 else 65535.0
-        return Image.fromarray((values.clip(0, scale) * (255.0 / scale)).astype(np.uint8)).convert("RGB")
+        values = np.nan_to_num(np.asarray(image, dtype=np.float64), posinf=0.0)
+        peak = values.max(initial=0)
+        # 16-bit scans use the whole range; small values in an "I" image are 8-bit ones in a wide type, and float images
+        # up to 1 are fractions
+        scale = 1.0 if image.mode == "F" and peak <= 1 else 255.0 if peak <= 255 else 65535.0
+        return Image.fromarray((values.clip(0, scale) * (255.0 / scale)).round().astype(np.uint8)).convert("RGB")
     if image.mode in ("RGBA", "LA", "PA", "La", "RGBa") or "transparency" in image.info:
         rgba = image.convert("RGBA")
         white = Image.new("RGBA", rgba.size, (255, 255, 255, 255))
@@ -76,8 +110,16 @@ def _to_rgb(image: Image.Image) -> Image.Image:
     return image if image.mode == "RGB" else image.convert("RGB")
 
 
-def _pad_to_aspect(image: Image.Image) -> Image.Image:
-    """Centre a hair-thin image on white so that its aspect ratio is one a vision tower accepts."""
+def _pad_to_aspect(image: Image.Image, max_pixels: int) -> Image.Image:
+    """Centre a hair-thin image on white so that its aspect ratio is one a vision tower accepts.
+
+    One that would then have more than `max_pixels` is shrunk first: a file of 1×500,000 pixels is next to nothing, but
+    padded it would take gigabytes.
+    """
+    longest = max(1, _MAX_ASPECT * math.isqrt(max_pixels // _MAX_ASPECT))
+    if longest < max(image.size):
+        factor = longest / max(image.size)
+        image = image.resize((max(1, int(image.width * factor)), max(1, int(image.height * factor))))
     width, height = image.size
     least = -(-max(width, height) // _MAX_ASPECT)
     canvas = Image.new("RGB", (max(width, least), max(height, least)), "white")

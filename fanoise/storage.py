@@ -30,7 +30,7 @@ def write_atomic(path: Path, data: bytes | str) -> None:
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
-    _sync_directory(path.parent)
+    sync_directory(path.parent)
 
 
 @contextmanager
@@ -59,7 +59,7 @@ def staged_directory(target: Path) -> Iterator[Path]:
         if previous.exists() and not target.exists():
             previous.rename(target)
         raise
-    _sync_directory(target.parent)
+    sync_directory(target.parent)
     shutil.rmtree(previous, ignore_errors=True)
 
 
@@ -98,7 +98,8 @@ def sha256_file(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _sync_directory(path: Path) -> None:
+def sync_directory(path: Path) -> None:
+    """Wait until the names in a folder, renamed ones among them, are on the disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)

@@ -1,7 +1,9 @@
 import io
+import os
 import random
 import struct
 import zlib
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -9,7 +11,7 @@ import pytest
 from PIL import Image
 
 from fanoise.errors import ImageError
-from fanoise.images import open_image
+from fanoise.images import ImageSource, open_image
 
 RED, GREEN, BLUE, WHITE = (255, 0, 0), (0, 255, 0), (0, 0, 255), (255, 255, 255)
 
@@ -31,12 +33,16 @@ def pattern(width: int = 40, height: int = 30) -> Image.Image:
     return Image.fromarray(np.random.default_rng(0).integers(0, 256, (height, width, 3), dtype=np.uint8))
 
 
+def png_of(header: bytes, values: bytes) -> bytes:
+    """A PNG of the fields of its IHDR chunk and its pixels, each row after its filter byte."""
+    chunks = (b"IHDR" + header, b"IDAT" + zlib.compress(values), b"IEND")
+    parts = (struct.pack(">I", len(chunk) - 4) + chunk + struct.pack(">I", zlib.crc32(chunk)) for chunk in chunks)
+    return b"\x89PNG\r\n\x1a\n" + b"".join(parts)
+
+
 def png_header(width: int, height: int) -> bytes:
     """A PNG that claims a size and has next to no pixels."""
-    chunk = b"IHDR" + struct.pack(">IIBBBBB", width, height, 8, 0, 0, 0, 0)
-    body = b"IDAT" + zlib.compress(b"\0" * 10)
-    parts = (struct.pack(">I", len(part) - 4) + part + struct.pack(">I", zlib.crc32(part)) for part in (chunk, body))
-    return b"\x89PNG\r\n\x1a\n" + b"".join(parts)
+    return png_of(struct.pack(">IIBBBBB", width, height, 8, 0, 0, 0, 0), b"\0" * 10)
 
 
 @pytest.mark.parametrize("form", [bytes, str, Path, Image.Image])
@@ -125,8 +131,31 @@ def test_eight_bit_values_in_a_wide_type_stay_as_they_are():
     assert [opened.getpixel((x, 0))[0] for x in range(3)] == [0, 7, 255]
 
 
-def test_cmyk_is_converted():
-    cyan = open_image(encode(Image.new("CMYK", (8, 8), (255, 0, 0, 0)), "JPEG", quality=100)).getpixel((4, 4))
+@pytest.mark.parametrize(
+    ("colour_type", "pixels", "expected"),
+    [
+        (0, [(0,), (257,), (32896,), (65535,)], [(v, v, v) for v in (0, 1, 128, 255)]),
+        (2, [(0, 0, 0), (65535, 0, 0), (0, 0, 257)], [(0, 0, 0), RED, (0, 0, 1)]),
+        (4, [(0, 0), (0, 65535), (32896, 65535)], [WHITE, (0, 0, 0), (128, 128, 128)]),
+        (6, [(0, 0, 0, 0), (65535, 0, 0, 65535)], [WHITE, RED]),
+    ],
+)
+def test_every_kind_of_16_bit_png_is_read(colour_type, pixels, expected):
+    values = b"\0" + b"".join(struct.pack(f">{len(pixel)}H", *pixel) for pixel in pixels)
+    opened = open_image(png_of(struct.pack(">IIBBBBB", len(pixels), 1, 16, colour_type, 0, 0, 0), values))
+    assert [opened.getpixel((x, 0)) for x in range(len(pixels))] == expected
+
+
+def test_fractions_are_scaled_and_what_is_no_number_is_black():
+    values = np.array([[0, 0.5, 1, np.nan, np.inf, -np.inf]], dtype=np.float32)
+    opened = open_image(encode(Image.fromarray(values), "TIFF"))
+    assert [opened.getpixel((x, 0))[0] for x in range(6)] == [0, 128, 255, 0, 0, 0]
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "TIFF"])
+def test_cmyk_is_converted(kind):
+    options = {"quality": 100} if kind == "JPEG" else {}
+    cyan = open_image(encode(Image.new("CMYK", (8, 8), (255, 0, 0, 0)), kind, **options)).getpixel((4, 4))
     assert np.abs(np.subtract(cyan, (0, 255, 255), dtype=int)).max() <= 3
 
 
@@ -161,6 +190,14 @@ def test_a_hair_thin_image_is_padded_to_an_aspect_a_vision_tower_accepts(size, a
     pixels = np.asarray(opened).reshape(-1, 3)
     assert (pixels == RED).all(axis=1).sum() == 10_000
     assert (pixels == WHITE).all(axis=1).sum() == len(pixels) - 10_000
+
+
+@pytest.mark.parametrize("size", [(1, 500_000), (500_000, 1), (3, 100_000)])
+def test_padding_never_makes_an_image_larger_than_the_limit(size):
+    opened = open_image(Image.new("RGB", size, RED), max_pixels=1_000_000)
+    assert opened.width * opened.height <= 1_000_000
+    assert 100 < max(opened.size) / min(opened.size) <= 150
+    assert (np.asarray(opened) == RED).all(axis=2).any()
 
 
 def test_an_ordinary_banner_is_not_padded():
@@ -216,6 +253,55 @@ def test_what_is_no_image_says_so_whatever_its_name(tmp_path, content):
     for source in (file, content):
         with pytest.raises(ImageError, match="not an image of a known format"):
             open_image(source)
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no pipes here")
+def test_pipes_devices_and_folders_are_no_images_and_are_not_waited_for(tmp_path):
+    os.mkfifo(tmp_path / "pipe.png")
+    for name in (tmp_path / "pipe.png", "/dev/zero", tmp_path):
+        with pytest.raises(ImageError, match=r"cannot be opened \((not a regular file|Is a directory)\)"):
+            open_image(name)
+
+
+# image sources
+
+
+@dataclass(frozen=True)
+class Source:
+    content: object
+
+    def read(self):
+        if isinstance(self.content, Exception):
+            raise self.content
+        return self.content
+
+    def __str__(self):
+        return "the third page"
+
+
+def test_a_source_is_read_when_it_is_opened():
+    assert isinstance(Source(b""), ImageSource)
+    for content in (encode(pattern()), pattern()):
+        assert np.array_equal(open_image(Source(content)), pattern())
+
+
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [
+        (b"no image", "not an image of a known format"),
+        (encode(Image.new("RGB", (100, 50))), "100×50 pixels, more than the limit of 4999"),
+        (Image.new("RGB", (100, 50)), "100×50 pixels, more than the limit of 4999"),
+        (Image.new("RGB", (0, 5)), "0×5 pixels, there is nothing to see"),
+        (ImageError("gone", "x"), "gone"),
+        (FileNotFoundError(2, "no"), "file not found"),
+        (OSError(5, "Input/output error"), "cannot be opened (Input/output error)"),
+    ],
+)
+def test_a_source_has_the_limits_of_a_file_and_is_named(content, reason):
+    with pytest.raises(ImageError) as error:
+        open_image(Source(content), max_pixels=4999)
+    assert error.value.reason == reason
+    assert isinstance(content, ImageError) or str(error.value) == f"image 'the third page': {reason}"
 
 
 def test_a_missing_file_is_named(tmp_path):

@@ -1,0 +1,86 @@
+"""A table's cell to an image: a path, a file's bytes, the same as base64 text, or a URL."""
+
+import base64
+import binascii
+import os
+import re
+import urllib.parse
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from fanoise.catalog.item import ImageBytes
+from fanoise.catalog.rejects import Fault
+from fanoise.catalog.urls import RemoteImage
+from fanoise.images import ImageSource
+
+_SCHEME = re.compile(r"([a-z][a-z0-9+.-]+)://", re.IGNORECASE)  # two letters at least: C:// is a drive
+_DATA_URL = re.compile(r"data:[^,]*,", re.IGNORECASE)
+# base64 of how JPEG, PNG, GIF, WebP and both kinds of TIFF begin
+_BASE64_STARTS = ("/9j/", "iVBORw0KGgo", "R0lGOD", "UklGR", "SUkqA", "TU0AK")
+
+
+class ImageCells:
+    """Turns cells into image sources. Nothing is opened or fetched."""
+
+    def __init__(self, folder: str | Path, *, allow_outside: bool = False, allow_urls: bool = False) -> None:
+        """
+        Args:
+            folder: where relative paths start, and what no path may lead out of unless `allow_outside`.
+        """
+        self._folder, self._real = Path(folder), Path(folder).resolve()
+        # an absolute path may spell the folder with its links or without
+        starts = self._real, os.path.normpath(self._folder.absolute())
+        self._inside = tuple(f"{str(start).rstrip(os.sep)}{os.sep}" for start in starts)
+        self._allow_outside, self._allow_urls = allow_outside, allow_urls
+
+    def read(self, cell: Any, place: str) -> Path | ImageSource:
+        """The image that `cell` gives or names. Raises: Fault.
+
+        Args:
+            place: catalogue and row; how bytes are named.
+        """
+        if isinstance(cell, Mapping):  # as Hugging Face's Image feature: {"bytes", "path"}
+            cell = cell.get("path") if cell.get("bytes") is None else cell["bytes"]
+        if isinstance(cell, bytes):
+            return ImageBytes(cell, place)
+        if isinstance(cell, str):
+            return self._read_text(cell, place)
+        if isinstance(cell, Path | ImageSource):
+            return cell
+        raise Fault(cell, f"the image is a {type(cell).__name__}, must be a path, bytes, or base64 text")
+
+    def _read_text(self, cell: str, place: str) -> Path | ImageSource:
+        if head := _DATA_URL.match(cell):
+            content = cell[head.end() :]
+            if ";base64" in head[0].lower():
+                return ImageBytes(_decode(urllib.parse.unquote(content)), place)
+            return ImageBytes(urllib.parse.unquote_to_bytes(content), place)
+        if cell.startswith(_BASE64_STARTS) and "." not in cell:
+            return ImageBytes(_decode(cell), place)
+        if scheme := _SCHEME.match(cell):
+            if scheme[1].lower() not in ("http", "https"):
+                raise Fault(cell, f"{scheme[1]}:// is not supported; fetch the images and name their paths")
+            if not self._allow_urls:
+                raise Fault(cell, "URLs are not fetched; allow it with --allow-urls, or fetch the images first")
+            return RemoteImage(cell)
+        return self._read_path(cell)
+
+    def _read_path(self, cell: str) -> Path:
+        may_lead_out = ".." in cell or cell.startswith(("/", "\\")) or cell[1:2] == ":"
+        if self._allow_outside or not may_lead_out:
+            return self._folder / cell
+        # without "..", so that what is opened is what was checked, whatever is a link on the way
+        path = os.path.normpath(cell)
+        if not os.path.normpath(self._real / path).startswith(self._inside):
+            raise Fault(cell, "leads out of the catalogue's folder; if it may, say so with --allow-outside")
+        return self._folder / path
+
+
+def _decode(text: str) -> bytes:
+    try:
+        # line breaks and the alphabet of URLs occur; anything else is damage, which b64decode would skip
+        text = "".join(text.split()).translate(str.maketrans("-_", "+/"))
+        return base64.b64decode(text + "=" * (-len(text) % 4), validate=True)
+    except (binascii.Error, ValueError):
+        raise Fault(None, "the image is not valid base64") from None

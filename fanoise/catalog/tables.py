@@ -1,0 +1,146 @@
+"""Tables: CSV, TSV, JSONL and Parquet, row by row."""
+
+import csv
+import json
+import os
+from collections.abc import Callable, Iterable, Iterator
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from fanoise.errors import CatalogError
+
+MAX_CELL = 32 * 2**20
+"""Characters in a cell of a CSV file or a line of a JSONL file: room for an image as base64, not for a whole file."""
+_BATCH_ROWS = 128  # of Parquet and Arrow: cells may hold whole images
+
+
+def read_rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
+    """Yield (row number from 1, row) of a CSV, TSV, JSONL or Parquet table; empty cells are None.
+
+    Raises: CatalogError naming file and row for what cannot be read.
+    """
+    path = Path(path)
+    if not path.exists():
+        raise CatalogError(f"{path}: no such file; give a {', '.join(TABLE_SUFFIXES)} file")
+    if path.suffix.lower() not in _READERS:
+        raise CatalogError(f"{path}: unknown kind {path.suffix!r}; expected one of {', '.join(TABLE_SUFFIXES)}")
+    try:
+        for number, row in enumerate(_READERS[path.suffix.lower()](path), start=1):
+            yield number, {key: (None if value == "" else value) for key, value in row.items()}
+    except UnicodeDecodeError:
+        raise CatalogError(f"{path}: line {_first_bad_line(path)}: not UTF-8; save the file as UTF-8") from None
+    except OSError as error:
+        reason = error.strerror or str(error).splitlines()[0]
+        raise CatalogError(f"{path}: cannot be read ({reason}); is it a whole {path.suffix} file?") from None
+
+
+def read_tables(paths: Iterable[Path]) -> Iterator[tuple[int, dict[str, Any]]]:
+    """`read_rows` of one table after the other, numbered on; errors number the rows of their own table."""
+    yield from enumerate((row for path in paths for _, row in read_rows(path)), start=1)
+
+
+def count_parquet_rows(path: Path) -> int:
+    """How many rows a Parquet file has, by its footer alone. Raises: CatalogError."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    try:
+        with open_arrow(path) as source:
+            return int(pq.read_metadata(source).num_rows)
+    except (pa.ArrowException, OSError) as error:
+        raise CatalogError(f"{path}: not a readable Parquet file ({str(error).splitlines()[0]})") from None
+
+
+def open_arrow(path: Path) -> Any:
+    """A file for pyarrow. Raises: OSError."""
+    import pyarrow as pa
+
+    return pa.OSFile(os.fsencode(path))  # as text, a name that is not UTF-8 cannot be given
+
+
+def arrow_rows(batch: Any, where: str) -> Iterator[dict[str, Any]]:
+    """The rows of an Arrow record batch, few at a time. Raises: CatalogError for values that Python cannot hold."""
+    for start in range(0, len(batch), _BATCH_ROWS):
+        try:
+            rows = batch.slice(start, _BATCH_ROWS).to_pylist()
+        except (ValueError, OverflowError) as error:  # text that is not UTF-8, a date after the year 9999
+            raise CatalogError(f"{where}: a value cannot be read ({str(error).splitlines()[0]})") from None
+        yield from rows
+
+
+def _first_bad_line(path: Path) -> int:
+    with path.open("rb") as file:
+        for number, line in enumerate(file, start=1):
+            try:
+                line.decode()
+            except UnicodeDecodeError:
+                return number
+    return 0
+
+
+def _read_csv(path: Path, delimiter: str = ",") -> Iterator[dict[str, Any]]:
+    csv.field_size_limit(max(csv.field_size_limit(), MAX_CELL))  # one setting for the process; its default is 128 KiB
+    with path.open(newline="", encoding="utf-8-sig") as file:
+        # strict: else a quote that is never closed would swallow the rest of the file without a word
+        reader = csv.DictReader(file, delimiter=delimiter, strict=True)
+        begin = 1
+        try:
+            names = reader.fieldnames or []
+            begin = reader.line_num + 1
+            if len(set(names)) != len(names):
+                raise CatalogError(f"{path}: a column name occurs twice in the header: {', '.join(names)}")
+            for number, row in enumerate(reader, start=1):
+                if None in row or None in row.values():
+                    raise CatalogError(f"{path}: row {number}: expected {len(names)} columns ({', '.join(names)})")
+                begin = reader.line_num + 1
+                yield row
+        except csv.Error as error:
+            raise CatalogError(
+                f"{path}: line {begin}: {error}; in a quoted cell, write each quote twice and close the last"
+            ) from None
+
+
+def _read_jsonl(path: Path) -> Iterator[dict[str, Any]]:
+    with path.open(encoding="utf-8-sig") as file:
+        for number, line in enumerate(iter(partial(file.readline, MAX_CELL + 1), ""), start=1):
+            if len(line) > MAX_CELL:
+                raise CatalogError(f"{path}: line {number}: longer than {MAX_CELL} characters; write one object a line")
+            if not line.strip():
+                continue
+            try:
+                row = json.loads(line)
+            except json.JSONDecodeError as error:
+                raise CatalogError(f"{path}: line {number}: not JSON ({error.msg} at column {error.colno})") from None
+            except (ValueError, RecursionError) as error:  # a number of thousands of digits, brackets without end
+                raise CatalogError(f"{path}: line {number}: not usable JSON ({error})") from None
+            if not isinstance(row, dict):
+                raise CatalogError(f"{path}: line {number}: expected an object, got {type(row).__name__}")
+            yield row
+
+
+def _read_parquet(path: Path) -> Iterator[dict[str, Any]]:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    start = 1
+    try:
+        # page by page; by default all images of a row group, which may be the whole file, would be in memory at once
+        with open_arrow(path) as source, pq.ParquetFile(source, pre_buffer=False, buffer_size=2**20) as file:
+            names = file.schema_arrow.names
+            if len(set(names)) != len(names):
+                raise CatalogError(f"{path}: a column name occurs twice: {', '.join(names)}")
+            for batch in file.iter_batches(batch_size=_BATCH_ROWS, use_threads=False):
+                yield from arrow_rows(batch, f"{path}: rows {start} to {start + len(batch) - 1}")
+                start += len(batch)
+    except pa.ArrowException as error:
+        raise CatalogError(f"{path}: not a readable Parquet file ({str(error).splitlines()[0]})") from None
+
+
+_READERS: dict[str, Callable[[Path], Iterator[dict[str, Any]]]] = {
+    ".csv": _read_csv,
+    ".tsv": partial(_read_csv, delimiter="\t"),
+    ".jsonl": _read_jsonl,
+    ".parquet": _read_parquet,
+}
+TABLE_SUFFIXES = tuple(_READERS)
