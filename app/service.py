@@ -8,13 +8,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
-import pyarrow.parquet as pq
 from PIL import Image
 
 from fanoise.errors import ArtifactError, InputError
 from fanoise.images import open_image
-from index.encode import load_embedder
-from index.manifest import ITEMS, THUMBNAILS, CatalogRef
+from index.encoding.query import load_embedder
+from index.manifest import THUMBNAILS, CatalogRef
 from index.search import Answer, Index, Searcher
 
 if TYPE_CHECKING:
@@ -226,8 +225,7 @@ def _catalog_name(catalog: CatalogRef) -> str:
 def _read_categories(index: Index) -> list[str]:
     if CATEGORY not in index.field_names:
         return []
-    table = pq.ParquetFile(index.path / ITEMS).read(columns=[f"fields.{CATEGORY}"])
-    values = table["fields"].combine_chunks().field(CATEGORY).unique().to_pylist()
+    values = index.values(CATEGORY).unique().to_pylist()
     named = sorted(str(value) for value in values if value is not None and value != "")
     return named if len(named) <= MAX_CATEGORIES else []
 
@@ -252,7 +250,7 @@ def _read_query(text: str | None, image: Photo | None, k: int, where: Mapping[st
 
 
 def _check_same_items(name: str, pair: Pair) -> None:
-    left, right = set(pair.baseline.index.ids), set(pair.fanoise.index.ids)
+    left, right = set(pair.baseline.index.live_ids), set(pair.fanoise.index.live_ids)
     if left == right:
         return
     odd = min(left ^ right)

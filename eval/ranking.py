@@ -70,9 +70,8 @@ def reachable_ids(index: "Index", where: Mapping[str, str] | None) -> list[str]:
     Raises: InputError if no item passes the filter.
     """
     if not where:
-        return list(index.ids)
-    _, rows_1N = index.search(np.zeros((1, index.manifest.dim), dtype=np.float32), len(index), where)
-    ids = [index.ids[row] for row in rows_1N[0] if row >= 0]
+        return list(index.live_ids)
+    ids = [index.ids[row] for row in np.flatnonzero(index.matching(where))]
     if not ids:
         shown = ", ".join(f"{name}={value}" for name, value in where.items())
         raise InputError(f"no item of the index has {shown}; see the fields with `python -m index info`")

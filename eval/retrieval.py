@@ -47,7 +47,7 @@ def evaluate(
         raise InputError(f"k is {k}, but R@10 and nDCG@10 need at least {DEEPEST_CUTOFF} retrieved items; raise k")
     path = Path(queries)
     asked = read_queries(path)
-    check_positives(asked, searcher.index.ids, path)
+    check_positives(asked, searcher.index.live_ids, path)
     gallery = set(reachable_ids(searcher.index, where))
     ranking = rank(searcher, asked, k=k, where=where, batch_size=batch_size, progress=progress)
     qrels = {query.id: list(query.positives) for query in asked}

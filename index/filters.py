@@ -53,6 +53,15 @@ class FieldFilter:
         return text
 
 
+def can_filter(index: faiss.Index) -> bool:
+    """Whether FAISS can keep a search of this type to chosen rows: PQ and fast-scan cannot without IVF."""
+    if isinstance(index, faiss.IndexPreTransform):
+        return can_filter(faiss.downcast_index(index.index))
+    if isinstance(index, faiss.IndexRefine):
+        return can_filter(faiss.downcast_index(index.base_index))
+    return not isinstance(index, (faiss.IndexPQ, faiss.IndexFastScan))
+
+
 def search_parameters(index: faiss.Index, mask: np.ndarray) -> faiss.SearchParameters:
     """FAISS search parameters that keep `index` to the rows of `mask`, all else as stored in the index."""
     return _parameters(index, faiss.IDSelectorBitmap(np.packbits(mask, bitorder="little")))

@@ -9,9 +9,13 @@ from typing import Any, Self
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-COLUMNS = ("row", "id", "text", "image", "thumbnail_sha256")
+from fanoise.errors import InputError
+
+COLUMNS = ("row", "id", "text", "image", "thumbnail_sha256", "content_sha256")
+_SHA256 = r"^[0-9a-f]{64}$"
 
 
 class ItemWriter:
@@ -22,13 +26,21 @@ class ItemWriter:
         self._texts: list[str | None] = []
         self._images: list[str | None] = []
         self._thumbnails: list[str | None] = []
+        self._contents: list[str | None] = []
         self._fields: dict[str, list[Any]] = {}
 
     def __len__(self) -> int:
         return len(self._ids)
 
     def append(
-        self, *, id: str, text: str | None, image: str | None, thumbnail_sha256: str | None, fields: Mapping[str, Any]
+        self,
+        *,
+        id: str,
+        text: str | None,
+        image: str | None,
+        thumbnail_sha256: str | None,
+        content_sha256: str | None = None,
+        fields: Mapping[str, Any],
     ) -> None:
         for name, value in fields.items():
             column = self._fields.setdefault(printable_text(str(name)), [])
@@ -38,6 +50,7 @@ class ItemWriter:
         self._texts.append(text)
         self._images.append(image)
         self._thumbnails.append(thumbnail_sha256)
+        self._contents.append(content_sha256)
 
     def write(self, path: Path) -> None:
         n = len(self)
@@ -47,12 +60,13 @@ class ItemWriter:
             "text": pa.array(self._texts, pa.string()),
             "image": pa.array(self._images, pa.string()),
             "thumbnail_sha256": pa.array(self._thumbnails, pa.string()),
+            "content_sha256": pa.array(self._contents, pa.string()),
         }
         if self._fields:  # Parquet has no struct without members
             members = [_typed_array(column + [None] * (n - len(column))) for column in self._fields.values()]
             # A struct keeps a field called "id" or "text" apart from our own columns.
             columns["fields"] = pa.StructArray.from_arrays(members, names=list(self._fields))
-        pq.write_table(pa.table(columns), path, compression="zstd")
+        write_items(path, pa.table(columns))
 
 
 @dataclass(frozen=True)
@@ -64,21 +78,28 @@ class Items:
     fields: pa.StructArray | None = field(repr=False)
 
     @classmethod
-    def read(cls, path: Path) -> Self:
-        """Raises ValueError (also pyarrow's) when the file is not what ItemWriter writes."""
-        table = pq.read_table(path)
-        missing = [name for name in COLUMNS if name not in table.column_names]
-        if missing:
-            raise ValueError(f"columns missing: {', '.join(missing)}")
-        if not np.array_equal(table["row"].to_numpy(), np.arange(len(table))):
-            raise ValueError("its rows are not numbered 0, 1, 2, …")
-        ids = table["id"].to_pylist()
-        if len(set(ids)) != len(ids):
+    def read(cls, path: Path, deleted: np.ndarray | None = None) -> Self:
+        """Read all rows; the ids of those that are not `deleted` must be unique.
+
+        Raises: ValueError (also pyarrow's) when the file is not what ItemWriter writes.
+        """
+        return cls.of(read_items(path), deleted)
+
+    @classmethod
+    def of(cls, table: pa.Table, deleted: np.ndarray | None = None) -> Self:
+        """As `read`, from the table."""
+        ids = table["id"]
+        live = np.ones(len(table), dtype=bool)
+        live[[] if deleted is None else deleted] = False
+        if pc.count_distinct(ids.filter(pa.array(live))).as_py() != live.sum():
             raise ValueError("its ids are not unique")
+        digests = table["thumbnail_sha256"]
+        if not pc.all(pc.match_substring_regex(digests, _SHA256), min_count=0).as_py():  # they become file names
+            raise ValueError("a thumbnail_sha256 is none")
         fields = table["fields"].combine_chunks() if "fields" in table.column_names else None
         if isinstance(fields, pa.ChunkedArray):  # pyarrow keeps chunks only where one array cannot hold the text
             fields = pa.concat_arrays(fields.chunks)
-        return cls(ids=ids, thumbnails=table["thumbnail_sha256"].to_pylist(), fields=fields)
+        return cls(ids=ids.to_pylist(), thumbnails=digests.to_pylist(), fields=fields)
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -87,10 +108,55 @@ class Items:
     def field_names(self) -> list[str]:
         return [] if self.fields is None else [member.name for member in self.fields.type]
 
+    def column(self, name: str) -> pa.Array:
+        """A field of all rows. Raises InputError for an unknown one."""
+        if name not in self.field_names:
+            known = ", ".join(self.field_names) or "none"
+            raise InputError(f"unknown field {name!r}; the fields of this index are: {known}")
+        assert self.fields is not None
+        return self.fields.field(name)
+
     def fields_of(self, rows: Sequence[int]) -> list[dict[str, Any]]:
         if self.fields is None:
             return [{} for _ in rows]
         return self.fields.take(pa.array(rows, pa.int64())).to_pylist()
+
+
+def read_items(path: Path) -> pa.Table:
+    """The whole table. Raises ValueError (also pyarrow's) for missing columns or rows out of order."""
+    table = read_parquet(path)
+    missing = [name for name in COLUMNS if name not in table.column_names]
+    if missing:
+        raise ValueError(f"columns missing: {', '.join(missing)}")
+    if not np.array_equal(table["row"].to_numpy(), np.arange(len(table))):
+        raise ValueError("its rows are not numbered 0, 1, 2, …")
+    return table
+
+
+def read_parquet(path: Path, columns: Sequence[str] | None = None) -> pa.Table:
+    """The table, or some of its columns. Raises OSError or ValueError (pyarrow's) for a damaged file."""
+    with pq.ParquetFile(path) as file:
+        return file.read(columns=columns)
+
+
+def write_items(path: Path, table: pa.Table) -> None:
+    pq.write_table(table, path, compression="zstd")
+
+
+def concat_items(tables: Sequence[pa.Table]) -> pa.Table:
+    """Several tables of items below each other, numbered anew.
+
+    A field that some tables lack is null there. One that differs in type takes the wider type where every value
+    survives it (whole numbers among fractions), else becomes text, as in ItemWriter.
+    """
+    columns: dict[str, Any] = {"row": pa.array(range(sum(map(len, tables))), pa.int64())}
+    for name in COLUMNS[1:]:
+        columns[name] = pa.chunked_array([chunk for table in tables for chunk in table[name].chunks], pa.string())
+    names = list(dict.fromkeys(name for table in tables for name in field_names(table)))
+    if names:
+        members = [_concat_members([_member(table, name) for table in tables]) for name in names]
+        columns["fields"] = pa.StructArray.from_arrays(members, names=names)
+    return pa.table(columns)
 
 
 def printable_text(text: str) -> str:
@@ -109,6 +175,31 @@ def json_value(value: Any) -> Any:
     if isinstance(value, (list, tuple)):
         return [json_value(member) for member in value]
     return str(value)
+
+
+def field_names(table: pa.Table) -> list[str]:
+    return [member.name for member in table.schema.field("fields").type] if "fields" in table.column_names else []
+
+
+def _member(table: pa.Table, name: str) -> pa.Array:
+    if name not in field_names(table):
+        return pa.nulls(len(table))
+    chunks = table["fields"].chunks
+    return pa.concat_arrays([pc.struct_field(chunk, name) for chunk in chunks]) if chunks else pa.nulls(0)
+
+
+def _concat_members(arrays: Sequence[pa.Array]) -> pa.Array:
+    kinds = {array.type for array in arrays if not pa.types.is_null(array.type)}
+    if len(kinds) > 1:
+        try:
+            schemas = [pa.schema([("value", kind)]) for kind in kinds]
+            kinds = {pa.unify_schemas(schemas, promote_options="permissive").field("value").type}
+            return pa.concat_arrays([array.cast(*kinds) for array in arrays])
+        except pa.ArrowException:  # nothing holds both, or a whole number is too large for a fraction
+            texts = [[_as_string(value) for value in array.to_pylist()] for array in arrays]
+            return pa.concat_arrays([pa.array(values, pa.string()) for values in texts])
+    kind = kinds.pop() if kinds else pa.null()
+    return pa.concat_arrays([pa.nulls(len(a), kind) if pa.types.is_null(a.type) else a for a in arrays])
 
 
 def _typed_array(values: list[Any]) -> pa.Array:

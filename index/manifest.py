@@ -1,37 +1,48 @@
-"""`manifest.json`: what an index folder holds and which embedder its vectors belong to.
+"""`manifest.json`: which generation of an index is current, what it holds, and which embedder its vectors belong to.
 
 Layout of an index folder, all of it relocatable, nothing pickled:
 
-    manifest.json   this file, written last; carries the size and SHA-256 of the four files below and a digest of itself
-    vectors.npy     float32 [N, D], unit rows, in catalogue order
-    items.parquet   row, id, text, image, thumbnail_sha256, fields (a struct: one member per field)
-    index.faiss     the FAISS index over the vectors; row numbers are its labels
-    rejects.jsonl   id, path, reason of every catalogue row that could not be indexed
-    thumbnails/     <row>.jpg; their SHA-256 sit in items.parquet so that the manifest stays small
+    manifest.json        replaced in one step, which is the commit; carries the size and SHA-256 of the five files below
+                         and a digest of itself
+    generation-000003/   never changed once committed (see `index.generations`)
+        vectors.npy      [N, D] unit rows, in catalogue order (see `index.store`)
+        items.parquet    row, id, text, image, thumbnail_sha256, content_sha256, fields (a struct: a member per field)
+        index.faiss      the FAISS index over the vectors; row numbers are its labels
+        rejects.jsonl    id, path, reason of every catalogue row that could not be indexed
+        deleted.npy      int64, ascending: rows that are gone
+    thumbnails/ab/<sha256>.jpg     by content, shared by all generations; their SHA-256 sit in items.parquet
+    encoding/            finished parts of a build that is not
+    .lock                held by who changes the index
 """
 
 import hashlib
 import json
 import os
-from collections.abc import Iterator
+import platform
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass, field, fields
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
+import fanoise
 from fanoise.errors import ArtifactError, InputError
 from fanoise.storage import sha256_file, write_atomic
+from index.store import PRECISIONS, Precision
 
 if TYPE_CHECKING:
     from fanoise.embedder import Embedder
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 MANIFEST = "manifest.json"
 VECTORS = "vectors.npy"
 ITEMS = "items.parquet"
 FAISS_INDEX = "index.faiss"
 REJECTS = "rejects.jsonl"
+DELETED = "deleted.npy"
+GENERATION_FILES = (VECTORS, ITEMS, FAISS_INDEX, REJECTS, DELETED)
 THUMBNAILS = "thumbnails"
-CHECKED_FILES = (VECTORS, ITEMS, FAISS_INDEX, REJECTS)
+ENCODING = "encoding"
 REBUILD = "`python -m index build --embedder … --catalog … --out …`"
 
 
@@ -61,11 +72,15 @@ class EmbedderRef:
 
 @dataclass(frozen=True, kw_only=True)
 class CatalogRef:
-    """The catalogue, `path` relative to the index folder; `text` is the column or template, None the default."""
+    """The catalogue, `path` relative to the index folder; `text` is the column or template, None the default.
+
+    `options` are the other arguments of `fanoise.catalog.read_catalog` that differ from their defaults.
+    """
 
     name: str
     path: str
     text: str | None
+    options: dict[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,31 +88,67 @@ class Manifest:
     """Everything `Index.open` checks, and what a reader of results needs to know. See the module for the folder."""
 
     format_version: int = FORMAT_VERSION
+    generation: int
+    """1 for the first; every change is the next."""
     embedder: EmbedderRef
     catalog: CatalogRef
+    added: list[CatalogRef] = field(default_factory=list)
+    """Catalogues that `add` and `update` took rows from, since the build."""
     metric: str = "ip"
     factory: str
     factory_reason: str
     ann_overlap: float
     """Share of the exact ten nearest rows that the index finds; 1.0 for an exact index."""
     count: int
+    """Rows, deleted ones among them."""
+    deleted: int
     rejected: int
     dim: int
+    """Dimension of the stored vectors: the first of the embedder's `embedder_dim`."""
+    embedder_dim: int
+    precision: Precision
+    group_by: str | None = None
+    """Field by which hits are grouped unless a search says otherwise."""
+    search: dict[str, Any] = field(default_factory=dict)
+    """FAISS search parameters as tuned, such as nprobe and efSearch."""
+    curve: list[dict[str, Any]] = field(default_factory=list)
+    """Recall and milliseconds a query at several search parameters."""
     created: str
     versions: dict[str, str]
     files: dict[str, FileRecord]
 
     def __post_init__(self) -> None:
-        for name in ("count", "dim"):
-            if not isinstance(getattr(self, name), int) or getattr(self, name) < 1:
-                raise ValueError(f"{name} must be a positive whole number, got {getattr(self, name)!r}")
-        if not isinstance(self.rejected, int) or self.rejected < 0:
-            raise ValueError(f"rejected must be a whole number >= 0, got {self.rejected!r}")
+        for name, least in (
+            ("generation", 1),
+            ("count", 1),
+            ("dim", 1),
+            ("embedder_dim", 1),
+            ("deleted", 0),
+            ("rejected", 0),
+        ):
+            value = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, int) or value < least:
+                raise ValueError(f"{name} must be a whole number >= {least}, got {value!r}")
+        if self.deleted >= self.count:
+            raise ValueError(f"deleted must be below count {self.count}, got {self.deleted}")
+        if self.dim > self.embedder_dim:
+            raise ValueError(f"dim must be at most embedder_dim {self.embedder_dim}, got {self.dim}")
+        if self.precision not in PRECISIONS:
+            raise ValueError(f"precision must be one of {', '.join(PRECISIONS)}, got {self.precision!r}")
         if self.metric != "ip":
             raise ValueError(f"metric must be 'ip', got {self.metric!r}")
         # A fixed set: a file name taken from the manifest can therefore never lead out of the folder.
-        if sorted(self.files) != sorted(CHECKED_FILES):
-            raise ValueError(f"files must be {', '.join(CHECKED_FILES)}, got {', '.join(map(str, self.files))}")
+        if sorted(self.files) != sorted(GENERATION_FILES):
+            raise ValueError(f"files must be {', '.join(GENERATION_FILES)}, got {', '.join(map(str, self.files))}")
+
+    @property
+    def live(self) -> int:
+        """Rows that a search can return."""
+        return self.count - self.deleted
+
+    def generation_in(self, folder: Path) -> Path:
+        """The folder of this generation's files."""
+        return generation_path(folder, self.generation)
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)
@@ -128,15 +179,19 @@ class Manifest:
                 raise ValueError("its digest does not match its content")
             content["embedder"] = _record(EmbedderRef, content["embedder"])
             content["catalog"] = _record(CatalogRef, content["catalog"])
+            content["added"] = [_record(CatalogRef, catalog) for catalog in content["added"]]
             content["files"] = {name: _record(FileRecord, record) for name, record in content["files"].items()}
             return _record(cls, content)
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise ArtifactError(f"{file} is damaged ({_one_line(error)}); rebuild the index with {REBUILD}") from error
 
-    def file_problems(self, folder: Path, *, checksums: bool = True) -> Iterator[str]:
+    def file_problems(
+        self, folder: Path, *, checksums: bool = True, names: Iterable[str] = GENERATION_FILES
+    ) -> Iterator[str]:
         """One line for each file that is missing, of another size or (`checksums`) of other content."""
-        for name, record in self.files.items():
-            path = folder / name
+        for name in names:
+            record = self.files[name]
+            path = self.generation_in(folder) / name
             if not path.is_file():
                 yield f"{path} is missing"
             elif path.stat().st_size != record.size_bytes:
@@ -157,6 +212,23 @@ class Manifest:
             f"({_short(theirs.get(first))}){also}; rebuild it with {REBUILD} or pass the embedder it names: "
             f"{self.embedder}"
         )
+
+
+def library_versions() -> dict[str, str]:
+    """What the files of an index were written with."""
+    import faiss  # not at the top: `info` needs nothing of it
+
+    versions = {"python": platform.python_version(), "fanoise": fanoise.__version__, "faiss": faiss.__version__}
+    for package in ("numpy", "pyarrow", "pillow", "torch", "transformers"):
+        try:
+            versions[package] = version(package)
+        except PackageNotFoundError:
+            continue
+    return versions
+
+
+def generation_path(folder: Path, number: int) -> Path:
+    return folder / f"generation-{number:06d}"
 
 
 def relative_to_index(path: Path, folder: Path) -> str:

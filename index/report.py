@@ -8,32 +8,67 @@ from typing import Any
 
 from index.manifest import REJECTS, THUMBNAILS, Manifest
 from index.search import Answer
+from index.update import Change
 
 _SHOWN_REJECTS = 3
 _WIDEST_CELL = 40
 
 
 def describe_build(folder: Path, manifest: Manifest, seconds: float) -> str:
-    lines = [f"Indexed {_count(manifest.count, 'item')} in {seconds:.1f} s: {folder}"]
+    lines = [f"Indexed {_count(manifest.live, 'item')} in {seconds:.1f} s: {folder}"]
     if manifest.rejected:
-        lines.append(f"Rejected {_count(manifest.rejected, 'row')}, listed in {folder / REJECTS}:")
-        lines += list(_first_rejects(folder, manifest.rejected))
+        ledger = manifest.generation_in(folder) / REJECTS
+        lines.append(f"Rejected {_count(manifest.rejected, 'row')}, listed in {ledger}:")
+        lines += list(_first_rejects(ledger, manifest.rejected))
+    return "\n".join(lines)
+
+
+def describe_change(folder: Path, command: str, change: Change, seconds: float) -> str:
+    """What `add`, `update`, `delete` or `compact` did."""
+    manifest = change.manifest
+    if not (change.added or change.deleted or command == "compact"):
+        return f"No item matches; {folder} is as it was."
+    done = {
+        "add": f"Added {_count(change.added, 'item')}"
+        + (f", of which {change.deleted:,} replaced" * bool(change.deleted)),
+        "update": f"Updated {_count(change.added, 'item')}",
+        "delete": f"Deleted {_count(change.deleted, 'item')}",
+        "compact": f"Removed {_count(change.deleted, 'deleted row')} from the files",
+    }[command]
+    lines = [
+        f"{done} in {seconds:.1f} s: {folder} holds {_count(manifest.live, 'item')}, generation {manifest.generation}"
+    ]
+    if change.rejected:
+        ledger = manifest.generation_in(folder) / REJECTS
+        lines.append(f"Rejected {_count(change.rejected, 'row')}, listed at the end of {ledger}")
+    if manifest.deleted > manifest.live // 4:
+        lines.append(f"{_count(manifest.deleted, 'deleted row')} still take room; `python -m index compact` frees it")
     return "\n".join(lines)
 
 
 def describe_index(folder: Path, manifest: Manifest) -> str:
     """A summary of the manifest; reads no other file than the ledger of rejects."""
     embedder = manifest.embedder
+    ledger = manifest.generation_in(folder) / REJECTS
+    shortened = f", the first of the embedder's {manifest.embedder_dim}" if manifest.dim < manifest.embedder_dim else ""
     rows = [
-        ("index", str(folder)),
-        ("items", f"{manifest.count:,} of dim {manifest.dim}"),
-        ("rejected", f"{manifest.rejected:,}" + (f" (see {folder / REJECTS})" if manifest.rejected else "")),
+        ("index", f"{folder}, generation {manifest.generation}"),
+        ("items", f"{manifest.live:,}" + (f" grouped by {manifest.group_by}" if manifest.group_by else "")),
+        ("vectors", f"dim {manifest.dim}{shortened}, {manifest.precision}"),
+        (
+            "deleted",
+            f"{manifest.deleted:,}" + (", still in the files until `index compact`" * bool(manifest.deleted)),
+        ),
+        ("rejected", f"{manifest.rejected:,}" + (f" (see {ledger})" if manifest.rejected else "")),
         ("catalogue", f"{manifest.catalog.name} ({manifest.catalog.path}, seen from the index)"),
+        *[("added from", f"{catalog.name} ({catalog.path})") for catalog in manifest.added],
         ("text", manifest.catalog.text or "the column 'text', if any"),
         ("embedder", f"{embedder.name} ({embedder})"),
         ("fingerprint", ", ".join(f"{part} {value[:12]}" for part, value in embedder.fingerprint.items())),
         ("noise", _noise(embedder.noise)),
         ("factory", f"{manifest.factory} ({manifest.factory_reason})"),
+        *[("parameters", ", ".join(f"{name} {value}" for name, value in manifest.search.items()))]
+        * bool(manifest.search),
         ("ann overlap", f"{manifest.ann_overlap:.3f} of the exact ten nearest"),
         ("size", ", ".join(f"{name} {_bytes(size)}" for name, size in index_sizes(folder, manifest).items())),
         ("created", manifest.created),
@@ -43,9 +78,9 @@ def describe_index(folder: Path, manifest: Manifest) -> str:
 
 
 def index_sizes(folder: Path, manifest: Manifest) -> dict[str, int]:
-    """Bytes of each file, of the thumbnails and of all together."""
+    """Bytes of each file of the current generation, of the thumbnails, and of these together."""
     sizes = {name: record.size_bytes for name, record in manifest.files.items()}
-    sizes[THUMBNAILS] = sum(file.stat().st_size for file in (folder / THUMBNAILS).glob("*.jpg"))
+    sizes[THUMBNAILS] = sum(file.stat().st_size for file in (folder / THUMBNAILS).glob("*/*.jpg"))
     return sizes | {"total": sum(sizes.values())}
 
 
@@ -72,8 +107,8 @@ def _table(header: list[str], lines: list[list[str]]) -> Iterator[str]:
         yield "  ".join(list(aligned)[:shown]).rstrip()
 
 
-def _first_rejects(folder: Path, total: int) -> Iterator[str]:
-    with (folder / REJECTS).open(encoding="utf-8") as file:
+def _first_rejects(ledger: Path, total: int) -> Iterator[str]:
+    with ledger.open(encoding="utf-8") as file:
         for _, line in zip(range(_SHOWN_REJECTS), file, strict=False):
             entry = json.loads(line)
             yield f"  {_plain(entry['id'])} ({_plain(entry['path'] or 'no image')}): {_plain(entry['reason'])}"

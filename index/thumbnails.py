@@ -1,17 +1,43 @@
-"""Small JPEG copies of the item images. Named by row number, never by id, so no id can lead out of the folder."""
+"""Small JPEG copies of the item images, named by their content: `thumbnails/ab/<sha256>.jpg`.
 
+Equal images share one file, and so do all generations of an index. No id or file name gets into a path.
+"""
+
+import hashlib
 import io
+import os
+import re
+import tempfile
+from collections.abc import Iterable
 from pathlib import Path
 
 from PIL import Image
 
+from index.items import read_parquet
 from index.manifest import THUMBNAILS
 
 LONGEST_SIDE = 320
+_OURS = re.compile(r"([0-9a-f]{64}|\d+)\.jpg|\.new-.*")
+"""Ours, those of format 1 (by row), and those that a killed process did not finish."""
 
 
-def thumbnail_path(folder: Path, row: int) -> Path:
-    return folder / THUMBNAILS / f"{row}.jpg"
+def thumbnail_path(folder: Path, sha256: str) -> Path:
+    return folder / THUMBNAILS / sha256[:2] / f"{sha256}.jpg"
+
+
+def store_thumbnail(folder: Path, image: Image.Image) -> str:
+    """Write the thumbnail of `image` (RGB) unless it is there; returns its SHA-256. Several processes may do so."""
+    data = thumbnail_jpeg(image)
+    sha256 = hashlib.sha256(data).hexdigest()
+    path = thumbnail_path(folder, sha256)
+    if not (path.is_file() and path.stat().st_size == len(data)):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        descriptor, temporary = tempfile.mkstemp(prefix=".new-", dir=path.parent)
+        with os.fdopen(descriptor, "wb") as file:
+            file.write(data)
+        Path(temporary).chmod(0o644)  # mkstemp makes private files
+        Path(temporary).replace(path)
+    return sha256
 
 
 def thumbnail_jpeg(image: Image.Image) -> bytes:
@@ -22,3 +48,41 @@ def thumbnail_jpeg(image: Image.Image) -> bytes:
     buffer = io.BytesIO()
     small.save(buffer, format="JPEG", quality=85)
     return buffer.getvalue()
+
+
+def sync_new(folder: Path, items: Path, previous: Path | None) -> None:
+    """Wait until the thumbnails that `items` (an items.parquet) names and `previous` does not are on the disk."""
+    known = None if previous is None else _digests([previous])
+    for sha256 in (_digests([items]) or set()) - (known or set()):
+        path = thumbnail_path(folder, sha256)
+        if path.is_file():  # a missing one costs a picture, and `verify` reports it
+            with path.open("rb") as file:
+                os.fsync(file.fileno())
+
+
+def remove_unused(folder: Path, items: Iterable[Path]) -> None:
+    """Remove the thumbnails that none of `items` (items.parquet files) names; none at all if one cannot be read."""
+    used = _digests(items)
+    if used is None or not (folder / THUMBNAILS).is_dir():
+        return
+    for parent, folders, files in os.walk(folder / THUMBNAILS, topdown=False):
+        kept = [name for name in folders if Path(parent, name).exists()]
+        for name in files:
+            if _OURS.fullmatch(name) and name.removesuffix(".jpg") not in used:
+                Path(parent, name).unlink(missing_ok=True)
+            else:
+                kept.append(name)
+        if not kept:
+            Path(parent).rmdir()
+
+
+def _digests(items: Iterable[Path]) -> set[str] | None:
+    """The thumbnails that these files name; None if one of them cannot be read."""
+    found: set[str] = set()
+    for path in items:
+        try:
+            column = read_parquet(path, ["thumbnail_sha256"])["thumbnail_sha256"]
+        except (OSError, ValueError, KeyError):  # pyarrow's errors are ValueErrors
+            return None
+        found.update(column.drop_null().to_pylist())
+    return found

@@ -7,73 +7,145 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from fanoise.errors import ArtifactError
+from fanoise.catalog import Item, read_catalog
+from fanoise.errors import ArtifactError, FANoiseError, ImageError
 from fanoise.storage import sha256_file
+from index.items import printable_text
 from index.manifest import REJECTS, VECTORS, Manifest
 from index.search import Index
+from index.store import truncated
 
 if TYPE_CHECKING:
     from fanoise.embedder import Embedder
 
+REENCODED = 16
 _ROWS_AT_ONCE = 65536
+_LEAST_SIMILARITY = 0.995
+"""Below it a vector is another one: half precision on another device costs some 0.001, byte storage 0.0001."""
 
 
-def verify_index(path: Path | str, *, embedder: "Embedder | None" = None) -> list[str]:
+def verify_index(path: Path | str, *, embedder: "Embedder | None" = None, reencode: int = 0) -> list[str]:
     """Every fault found, one line each; an empty list is a sound index.
 
-    Checks the manifest, all checksums (thumbnails too), counts, that vectors are finite unit rows, and the fingerprint
-    of `embedder` if given. Raises InputError if `path` is no index at all.
+    Checks the manifest, all checksums (thumbnails too), counts, ids, that vectors are finite unit rows, tombstones, the
+    FAISS index's type and size, and the fingerprint of `embedder` if given.
+    Args:
+        reencode: how many items, drawn with a fixed seed, to encode again by `embedder` from the catalogues that the
+            manifest names, and to compare with their vectors.
+    Raises: InputError if `path` is no index at all.
     """
     path = Path(path)
-    try:
-        manifest = Manifest.read(path)
-    except ArtifactError as error:
-        return [str(error)]
+    while True:
+        try:
+            manifest = Manifest.read(path)
+        except ArtifactError as error:
+            return [str(error)]
+        faults = list(_faults(path, manifest, embedder, reencode))
+        try:
+            if not faults or Manifest.read(path).generation == manifest.generation:
+                return faults
+        except ArtifactError as error:
+            return [str(error)]
+        # a writer has replaced and removed what we were reading
+
+
+def _faults(path: Path, manifest: Manifest, embedder: "Embedder | None", reencode: int) -> Iterator[str]:
     faults = list(manifest.file_problems(path))
     if embedder is not None:
         try:
             manifest.check_embedder(path, embedder)
         except ArtifactError as error:
             faults.append(str(error))
+    yield from faults
     if faults:
-        return faults
+        return
     try:
         index = Index.open(path, verify=False)  # the checksums have just been compared
-    except ArtifactError as error:
-        return [str(error)]
-    return [*_ledger_faults(path, manifest), *_vector_faults(index), *_thumbnail_faults(index)]
+    except ArtifactError as error:  # which includes ids, tombstones, counts and types
+        yield str(error)
+        return
+    yield from _ledger_faults(index)
+    yield from _vector_faults(index)
+    yield from _thumbnail_faults(index)
+    if embedder is not None and reencode:
+        yield from _encoding_faults(index, embedder, reencode)
 
 
-def _ledger_faults(path: Path, manifest: Manifest) -> Iterator[str]:
-    lines = (path / REJECTS).read_text(encoding="utf-8").splitlines()
-    if len(lines) != manifest.rejected:
-        yield f"{path / REJECTS} has {len(lines)} lines, but the manifest counts {manifest.rejected} rejects"
+def _ledger_faults(index: Index) -> Iterator[str]:
+    file = index.generation / REJECTS
+    lines = file.read_text(encoding="utf-8").split("\n")[:-1]  # splitlines would also split at U+2028
+    if len(lines) != index.manifest.rejected:
+        yield f"{file} has {len(lines)} lines, but the manifest counts {index.manifest.rejected} rejects"
     for number, line in enumerate(lines, start=1):
         try:
             json.loads(line)
         except ValueError:
-            yield f"{path / REJECTS}: line {number} is not JSON"
+            yield f"{file}: line {number} is not JSON"
 
 
 def _vector_faults(index: Index) -> Iterator[str]:
-    for start in range(0, len(index), _ROWS_AT_ONCE):
-        lengths = np.linalg.norm(index.vectors[start : start + _ROWS_AT_ONCE], axis=1)
-        bad = np.flatnonzero(~(np.abs(lengths - 1) < 1e-3))
+    file = index.generation / VECTORS
+    for start in range(0, index.manifest.count, _ROWS_AT_ONCE):
+        bad = start + index.vectors.faulty(slice(start, start + _ROWS_AT_ONCE))
         if len(bad):
-            row = start + int(bad[0])
+            row = int(bad[0])
+            length = np.linalg.norm(index.vectors.stored(slice(row, row + 1)).astype(np.float64))
             yield (
-                f"{index.path / VECTORS}: {len(bad)} rows are not unit vectors, the first being row {row} "
-                f"(id {index.ids[row]!r}, length {lengths[bad[0]]:.4g})"
+                f"{file}: {len(bad)} rows are not unit vectors, the first being row {row} (id {index.ids[row]!r}, "
+                f"length {length:.4g} as stored at {index.manifest.precision})"
             )
             return
 
 
 def _thumbnail_faults(index: Index) -> Iterator[str]:
-    for row, expected in enumerate(index.thumbnail_digests):
+    for row in map(int, np.flatnonzero(index.live)):
         file = index.thumbnail(row)
         if file is None:
             continue
         if not file.is_file():
             yield f"{file} is missing"
-        elif sha256_file(file) != expected:
+        elif sha256_file(file) != index.thumbnail_digests[row]:
             yield f"{file} is damaged: its SHA-256 is not the one in items.parquet"
+
+
+def _encoding_faults(index: Index, embedder: "Embedder", number: int) -> Iterator[str]:
+    rng = np.random.default_rng(0)
+    rows = np.sort(rng.choice(np.flatnonzero(index.live), size=min(number, len(index)), replace=False))
+    wanted = {index.ids[row]: int(row) for row in rows}
+    try:
+        items = _find_items(index, set(wanted))
+    except (FANoiseError, OSError, TypeError) as error:  # TypeError: options of another version
+        yield f"nothing can be encoded again: {error}"
+        return
+    for id, row in wanted.items():
+        fault = (
+            "it is no longer in the catalogue" if id not in items else _encode_again(index, embedder, row, items[id])
+        )
+        if fault:
+            yield f"row {row} (id {id!r}) cannot be confirmed: {fault}"
+
+
+def _encode_again(index: Index, embedder: "Embedder", row: int, item: Item) -> str | None:
+    try:
+        [vector] = truncated(embedder.encode([item], role="item", batch_size=1), index.manifest.dim)
+    except ImageError as error:
+        return error.reason
+    similarity = float(vector @ index.vectors.rows(np.array([row]))[0])
+    if similarity >= _LEAST_SIMILARITY:
+        return None
+    return f"encoded again it has similarity {similarity:.4f} to its vector; if its content has changed, update it"
+
+
+def _find_items(index: Index, ids: set[str]) -> dict[str, Item]:
+    """The items with these ids, each from the catalogue that named it last."""
+    found: dict[str, Item] = {}
+    for ref in (*reversed(index.manifest.added), index.manifest.catalog):
+        here = {}
+        for item in read_catalog(index.path / ref.path, text=ref.text, **ref.options):
+            id = printable_text(item.id)
+            if id in ids:
+                here[id] = item
+        found = here | found
+        if len(found) == len(ids):
+            break
+    return found

@@ -124,10 +124,12 @@ def test_the_endpoints_say_what_is_wrong(address: str, values: list[Any], messag
 
 
 def test_thumbnails_are_served_and_nothing_else_of_the_index(address: str, pair: Pair) -> None:
-    folder = pair.baseline.index.path
-    status, picture = get(f"{address}/gradio_api/file={urllib.parse.quote(str(folder))}/thumbnails/0.jpg")
+    folder, thumbnail = pair.baseline.index.path, pair.baseline.index.thumbnail(0)
+    status, picture = get(f"{address}/gradio_api/file={urllib.parse.quote(str(thumbnail))}")
     assert status == 200 and Image.open(io.BytesIO(picture)).size == (48, 32)
-    for hidden in ("manifest.json", "items.parquet", "thumbnails/../manifest.json", "thumbnails/%2e%2e/manifest.json"):
+    items = "generation-000001/items.parquet"
+    for hidden in ("manifest.json", items, f"thumbnails/../{items}", "thumbnails/%2e%2e/manifest.json"):
+        assert (folder / hidden.replace("%2e", ".")).is_file()
         assert get(f"{address}/gradio_api/file={folder}/{hidden}")[0] == 403
     assert get(f"{address}/gradio_api/file={Path(__file__).parents[2]}/app/service.py")[0] == 403
 

@@ -1,3 +1,4 @@
+import hashlib
 import json
 import os
 from pathlib import Path
@@ -18,18 +19,32 @@ def entries(folder: Path) -> list[str]:
     return sorted(path.name for path in folder.iterdir())
 
 
+def generation(folder: Path) -> Path:
+    return Manifest.read(folder).generation_in(folder)
+
+
+def pictures(folder: Path) -> list[Path]:
+    return sorted((folder / "thumbnails").rglob("*.*"))
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
 def test_vectors_are_the_embedders_in_catalogue_order(embedder, built, tmp_path):
     from fanoise.catalog import read_catalog
 
     expected = embedder.encode(list(read_catalog(tmp_path / "goods" / "catalog.csv")))
-    vectors = np.load(built / "vectors.npy", allow_pickle=False)
+    vectors = np.load(generation(built) / "vectors.npy", allow_pickle=False)
     assert vectors.dtype == np.float32
     assert np.array_equal(vectors, expected)
 
 
 def test_batch_size_does_not_change_the_vectors(embedder, built, tmp_path):
     build_index(embedder, tmp_path / "goods" / "catalog.csv", tmp_path / "b", batch_size=7, progress=False)
-    assert (tmp_path / "b" / "vectors.npy").read_bytes() == (built / "vectors.npy").read_bytes()
+    assert np.array_equal(
+        np.load(generation(tmp_path / "b") / "vectors.npy"), np.load(generation(built) / "vectors.npy")
+    )
 
 
 def test_manifest_tells_what_was_built(embedder, built):
@@ -41,7 +56,10 @@ def test_manifest_tells_what_was_built(embedder, built):
     assert manifest.embedder.noise["strength"] == 0.1
     assert manifest.embedder.path == "../run"
     assert manifest.catalog.path == "../goods/catalog.csv"
-    assert set(manifest.files) == {"vectors.npy", "items.parquet", "index.faiss", "rejects.jsonl"}
+    assert set(manifest.files) == {"vectors.npy", "items.parquet", "index.faiss", "rejects.jsonl", "deleted.npy"}
+    assert (manifest.generation, manifest.live, manifest.precision, manifest.embedder_dim) == (1, 40, "fp32", 16)
+    assert entries(built) == [".lock", "generation-000001", "manifest.json", "thumbnails"]
+    assert entries(built / "generation-000001") == sorted(manifest.files)
 
 
 def test_a_hub_embedder_is_named_by_its_id(new_embedder, new_catalog, tmp_path):
@@ -51,7 +69,7 @@ def test_a_hub_embedder_is_named_by_its_id(new_embedder, new_catalog, tmp_path):
     assert (manifest.embedder.path, manifest.embedder.hub_id) == (None, "some-org/some-model")
 
 
-def test_thumbnails_are_small_named_by_row_and_without_metadata(embedder, tmp_path):
+def test_thumbnails_are_small_named_by_content_and_without_metadata(embedder, tmp_path):
     photo = Image.new("RGB", (900, 300), "red")
     exif = Image.Exif()
     exif[0x0110] = "a camera"
@@ -59,8 +77,11 @@ def test_thumbnails_are_small_named_by_row_and_without_metadata(embedder, tmp_pa
     (tmp_path / "photos").mkdir()
     photo.save(tmp_path / "photos" / "..%2f name with 'quotes'.jpg", exif=exif, comment=b"secret")
     build_index(embedder, tmp_path / "photos", tmp_path / "index", progress=False)
-    assert entries(tmp_path / "index" / "thumbnails") == ["0.jpg"]
-    with Image.open(tmp_path / "index" / "thumbnails" / "0.jpg") as thumbnail:
+    (file,) = pictures(tmp_path / "index")
+    sha256 = hashlib.sha256(file.read_bytes()).hexdigest()
+    assert file == tmp_path / "index" / "thumbnails" / sha256[:2] / f"{sha256}.jpg"
+    assert file.stat().st_mode & 0o777 == 0o644
+    with Image.open(file) as thumbnail:
         assert thumbnail.size == (107, 320)
         assert not thumbnail.getexif()
         assert "comment" not in thumbnail.info
@@ -75,14 +96,14 @@ def test_bad_images_go_to_the_ledger_and_nowhere_else(embedder, new_catalog, tmp
     catalog = new_catalog(extra=bad)
     (catalog.parent / "img" / "junk.jpg").write_bytes(b"no image at all")
     manifest = build_index(embedder, catalog, tmp_path / "index", batch_size=4, progress=False)
-    ledger = [json.loads(line) for line in (tmp_path / "index" / "rejects.jsonl").read_text().splitlines()]
+    ledger = [json.loads(line) for line in (generation(tmp_path / "index") / "rejects.jsonl").read_text().splitlines()]
     assert [(entry["id"], entry["path"]) for entry in ledger] == [("gone", "img/gone.png"), ("junk", "img/junk.jpg")]
     assert ledger[0]["reason"] == "file not found"
     assert "not an image" in ledger[1]["reason"]
     assert (manifest.count, manifest.rejected) == (41, 2)
     index = Index.open(tmp_path / "index")
     assert index.ids[-1] == "last"
-    assert np.array_equal(index.vectors[-1], embedder.encode(list(read_last(catalog)))[0])
+    assert np.array_equal(index.vectors.rows(slice(40, 41))[0], embedder.encode(list(read_last(catalog)))[0])
 
 
 def read_last(catalog):
@@ -95,7 +116,7 @@ def test_an_image_that_only_the_model_refuses_does_not_take_its_batch_along(new_
     embedder = new_embedder(refuse="thing number 3")
     manifest = build_index(embedder, new_catalog(), tmp_path / "index", batch_size=8, progress=False)
     assert (manifest.count, manifest.rejected) == (39, 1)
-    entry = json.loads((tmp_path / "index" / "rejects.jsonl").read_text())
+    entry = json.loads((generation(tmp_path / "index") / "rejects.jsonl").read_text())
     assert entry == {"id": "g3", "path": "img/3.png", "reason": "too thin for the vision tower"}
     assert "g3" not in Index.open(tmp_path / "index").ids
 
@@ -104,7 +125,7 @@ def test_an_embedding_that_is_not_finite_is_rejected(embedder, new_catalog, tmp_
     extra = [{"id": "nan", "text": "not a number", "image": "", "colour": "red", "price": "1"}]
     manifest = build_index(embedder, new_catalog(extra=extra), tmp_path / "index", progress=False)
     assert manifest.rejected == 1
-    assert "not finite" in (tmp_path / "index" / "rejects.jsonl").read_text()
+    assert "not finite" in (generation(tmp_path / "index") / "rejects.jsonl").read_text()
 
 
 def test_a_catalogue_of_rejects_is_an_error_that_names_one(embedder, new_catalog, tmp_path):
@@ -133,7 +154,7 @@ def test_field_types_survive_and_mixed_ones_become_text(embedder, tmp_path):
     ]
     (tmp_path / "c.jsonl").write_text("\n".join(json.dumps(row) for row in rows))
     build_index(embedder, tmp_path / "c.jsonl", tmp_path / "index", progress=False)
-    fields = pq.read_table(tmp_path / "index" / "items.parquet")["fields"].to_pylist()
+    fields = pq.read_table(generation(tmp_path / "index") / "items.parquet")["fields"].to_pylist()
     assert fields[0] == {
         "text": "a", "price": 12.5, "stock": 3, "sale": True, "code": "7", "tags": ["x"], "odd": "{}", "late": None
     }  # fmt: skip
@@ -157,7 +178,7 @@ def test_an_image_with_an_undecodable_name_is_indexed(embedder, tmp_path):
 
 
 def test_an_error_in_the_middle_leaves_the_old_index_as_it_was(embedder, built, new_catalog, tmp_path, monkeypatch):
-    before = {path.name: path.read_bytes() for path in built.iterdir() if path.is_file()}
+    before = {name: data for name, data in contents(built).items() if "thumb" not in name and name != ".lock"}
     catalog, around = new_catalog(name="other"), [*entries(tmp_path), "other"]
 
     def break_off(*args):
@@ -166,7 +187,8 @@ def test_an_error_in_the_middle_leaves_the_old_index_as_it_was(embedder, built, 
     monkeypatch.setattr(index.build, "train_index", break_off)
     with pytest.raises(KeyboardInterrupt):
         build_index(embedder, catalog, built, progress=False)
-    assert {path.name: path.read_bytes() for path in built.iterdir() if path.is_file()} == before
+    assert {name: data for name, data in contents(built).items() if name in before} == before
+    assert entries(built) == [".lock", "encoding", "generation-000001", "manifest.json", "thumbnails"]
     assert entries(tmp_path) == sorted(set(around))
     assert len(Index.open(built, embedder=embedder)) == 40
 
@@ -174,7 +196,11 @@ def test_an_error_in_the_middle_leaves_the_old_index_as_it_was(embedder, built, 
 def test_an_index_is_replaced_by_the_next_build(embedder, built, new_catalog):
     build_index(embedder, new_catalog(n=9, images=1, name="other"), built, progress=False)
     assert len(Index.open(built)) == 9
-    assert entries(built / "thumbnails") == ["0.jpg"]
+    assert Manifest.read(built).generation == 2
+    assert len(pictures(built)) == 6  # the first picture is the same; the generation before may still be read
+    build_index(embedder, new_catalog(n=9, images=1, name="third"), built, progress=False)
+    assert entries(built) == [".lock", "generation-000002", "generation-000003", "manifest.json", "thumbnails"]
+    assert len(pictures(built)) == 1
 
 
 def test_a_folder_that_is_no_index_is_never_replaced(embedder, new_catalog, tmp_path):
@@ -184,11 +210,79 @@ def test_a_folder_that_is_no_index_is_never_replaced(embedder, new_catalog, tmp_
     assert catalog.exists()
 
 
-def test_an_index_with_foreign_files_in_it_is_never_replaced(embedder, built, tmp_path):
+def test_foreign_files_beside_an_index_stay(embedder, built, tmp_path):
     (built / "notes.txt").write_text("mine")
-    with pytest.raises(InputError, match=r"notes\.txt"):
-        build_index(embedder, tmp_path / "goods" / "catalog.csv", built, progress=False)
-    assert (built / "notes.txt").read_text() == "mine"
+    (built / "thumbnails" / "mine.png").write_text("mine")
+    build_index(embedder, tmp_path / "goods" / "catalog.csv", built, progress=False)
+    assert (built / "notes.txt").read_text() == (built / "thumbnails" / "mine.png").read_text() == "mine"
+
+
+@pytest.mark.parametrize("damage", ["", "{}", '{"format_version": 1}'])
+def test_an_index_that_cannot_be_read_is_replaced_once_the_new_one_is_whole(embedder, built, tmp_path, damage):
+    (built / "manifest.json").write_text(damage)
+    (built / "vectors.npy").write_text("of format 1")
+    (built / "thumbnails" / "0.jpg").write_text("of format 1")
+    with pytest.raises(CatalogError, match="no such"):
+        build_index(embedder, tmp_path / "none.csv", built, progress=False)
+    assert {"vectors.npy", "generation-000001"} < set(entries(built))
+    build_index(embedder, tmp_path / "goods" / "catalog.csv", built, progress=False)
+    assert entries(built) == [".lock", "generation-000001", "generation-000002", "manifest.json", "thumbnails"]
+    assert len(Index.open(built)) == 40
+    assert len(pictures(built)) == 6
+
+
+@pytest.mark.parametrize("precision", ["fp16", "int8"])
+def test_precision_and_dim_are_what_is_stored_and_searched(embedder, new_catalog, tmp_path, precision):
+    catalog = new_catalog(n=200)
+    build_index(embedder, catalog, tmp_path / "whole", dim=8, progress=False)
+    build_index(embedder, catalog, tmp_path / "index", dim=8, precision=precision, progress=False)
+    manifest = Manifest.read(tmp_path / "index")
+    assert (manifest.dim, manifest.embedder_dim, manifest.precision) == (8, 16, precision)
+    stored = np.load(generation(tmp_path / "index") / "vectors.npy")
+    assert (stored.shape, stored.dtype) == ((200, 8), np.dtype("f2" if precision == "fp16" else "i1"))
+    whole = np.load(generation(tmp_path / "whole") / "vectors.npy")
+    from fanoise.catalog import read_catalog
+
+    full = embedder.encode(list(read_catalog(catalog)))[:, :8].astype(np.float64)
+    assert np.allclose(whole, full / np.linalg.norm(full, axis=1, keepdims=True), atol=1e-6)
+    queries = embedder.encode(list(read_catalog(catalog))[:50], role="query")
+    scores, rows = Index.open(tmp_path / "index").search(queries, 1)
+    assert rows[:, 0].tolist() == list(range(50))  # each finds itself, though the queries are the embedder's, of dim 16
+    assert np.allclose(scores, 1, atol=3e-3)
+    short = queries[:, :8] / np.linalg.norm(queries[:, :8], axis=1, keepdims=True)
+    assert np.array_equal(Index.open(tmp_path / "index").search(short, 5)[1],
+                          Index.open(tmp_path / "index").search(queries, 5)[1])  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"dim": 17}, "dim must be from 1 to 16, .*got 17"),
+        ({"dim": 0}, "dim must be from 1"),
+        ({"precision": "fp8"}, "one of fp32, fp16, int8, got 'fp8'"),
+        ({"batch_size": 0}, "batch_size must be at least 1"),
+    ],
+)
+def test_bad_options_are_refused_before_anything_is_written(embedder, new_catalog, tmp_path, options, message):
+    with pytest.raises(InputError, match=message):
+        build_index(embedder, new_catalog(), tmp_path / "index", progress=False, **options)
+    assert not (tmp_path / "index").exists()
+
+
+def test_a_row_that_truncation_leaves_nothing_of_is_rejected(embedder, new_catalog, tmp_path, monkeypatch):
+    encode = embedder.encode
+
+    def encode_with_a_zero(items, **options):
+        vectors = encode(items, **options)
+        for item, vector in zip(items, vectors, strict=True):
+            if item.id == "g5":
+                vector[:] = np.eye(16)[15]
+        return vectors
+
+    monkeypatch.setattr(embedder, "encode", encode_with_a_zero)
+    manifest = build_index(embedder, new_catalog(), tmp_path / "index", dim=8, progress=False)
+    assert (manifest.count, manifest.rejected) == (39, 1)
+    assert "g5" in (generation(tmp_path / "index") / "rejects.jsonl").read_text()
 
 
 def test_out_may_not_be_a_file(embedder, new_catalog, tmp_path):

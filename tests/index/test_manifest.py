@@ -5,10 +5,14 @@ import faiss
 import numpy as np
 import pytest
 
-import index.search
+import index.faiss_file
 from fanoise.errors import ArtifactError, InputError
-from index.manifest import CHECKED_FILES, FileRecord, Manifest
+from index.manifest import GENERATION_FILES, FileRecord, Manifest
 from index.search import Index
+
+
+def generation(folder):
+    return Manifest.read(folder).generation_in(folder)
 
 
 def flip_a_byte(path, at=-1):
@@ -23,18 +27,19 @@ def test_a_manifest_reads_back_as_it_was_written(built, tmp_path):
     assert Manifest.read(tmp_path) == manifest
 
 
-@pytest.mark.parametrize("name", ["vectors.npy", "items.parquet", "index.faiss"])
+@pytest.mark.parametrize("name", ["vectors.npy", "items.parquet", "index.faiss", "deleted.npy"])
 def test_a_flipped_byte_is_refused_and_the_file_named(built, name):
-    for at in (0, (built / name).stat().st_size // 2, -1):
-        flip_a_byte(built / name, at)
+    file = generation(built) / name
+    for at in (0, file.stat().st_size // 2, -1):
+        flip_a_byte(file, at)
         with pytest.raises(ArtifactError, match=rf"{name} is damaged.*rebuild"):
             Index.open(built)
-        flip_a_byte(built / name, at)
+        flip_a_byte(file, at)
     assert len(Index.open(built)) == 40
 
 
 def test_a_changed_ledger_is_refused(built):
-    (built / "rejects.jsonl").write_text("{}\n")
+    (generation(built) / "rejects.jsonl").write_text("{}\n")
     with pytest.raises(ArtifactError, match=r"rejects\.jsonl has 3 bytes instead of 0"):
         Index.open(built)
 
@@ -48,29 +53,29 @@ def test_a_flipped_byte_anywhere_in_the_manifest_is_refused(built):
         flip_a_byte(built / "manifest.json", at)
 
 
-@pytest.mark.parametrize("name", CHECKED_FILES)
+@pytest.mark.parametrize("name", GENERATION_FILES)
 def test_a_missing_file_is_named(built, name):
-    (built / name).unlink()
+    (generation(built) / name).unlink()
     with pytest.raises(ArtifactError, match=f"{name} is missing"):
         Index.open(built)
 
 
 def test_faiss_never_sees_a_file_with_another_checksum(built, monkeypatch):
-    def never(path):
+    def never(path, flags):
         raise AssertionError("faiss read an unchecked file")
 
-    monkeypatch.setattr(index.search.faiss, "read_index", never)
-    flip_a_byte(built / "index.faiss")
+    monkeypatch.setattr(index.faiss_file.faiss, "read_index", never)
+    flip_a_byte(generation(built) / "index.faiss")
     with pytest.raises(ArtifactError):
         Index.open(built)
 
 
 def test_without_verify_only_sizes_are_compared(built):
-    data = bytearray((built / "rejects.jsonl").read_bytes())
-    (built / "rejects.jsonl").write_bytes(data)
-    flip_a_byte(built / "vectors.npy")
+    data = bytearray((generation(built) / "rejects.jsonl").read_bytes())
+    (generation(built) / "rejects.jsonl").write_bytes(data)
+    flip_a_byte(generation(built) / "vectors.npy")
     assert len(Index.open(built, verify=False)) == 40
-    with (built / "vectors.npy").open("ab") as file:
+    with (generation(built) / "vectors.npy").open("ab") as file:
         file.write(b"x")
     with pytest.raises(ArtifactError, match=r"vectors\.npy has \d+ bytes instead of"):
         Index.open(built, verify=False)
@@ -88,8 +93,8 @@ def test_a_faiss_index_over_other_vectors_is_refused(built, shape):
     manifest = Manifest.read(built)
     other = faiss.IndexFlatIP(shape[1])
     other.add(np.zeros(shape, dtype=np.float32))
-    faiss.write_index(other, str(built / "index.faiss"))
-    files = manifest.files | {"index.faiss": FileRecord.of(built / "index.faiss")}
+    faiss.write_index(other, str(generation(built) / "index.faiss"))
+    files = manifest.files | {"index.faiss": FileRecord.of(generation(built) / "index.faiss")}
     replace(manifest, files=files).write(built)
     with pytest.raises(ArtifactError, match=rf"index\.faiss holds {shape[0]} vectors of dim {shape[1]}"):
         Index.open(built)
@@ -97,14 +102,14 @@ def test_a_faiss_index_over_other_vectors_is_refused(built, shape):
 
 def test_counts_that_disagree_are_refused(built):
     replace(Manifest.read(built), count=39).write(built)
-    with pytest.raises(ArtifactError, match=r"vectors\.npy holds .*\(40, 16\).*manifest says 39"):
+    with pytest.raises(ArtifactError, match=r"vectors\.npy holds 40 fp32 vectors of dim 16.*manifest says 39"):
         Index.open(built)
 
 
 def test_pickled_vectors_are_never_loaded(built):
     manifest = Manifest.read(built)
-    np.save(built / "vectors.npy", np.array([{"not": "numbers"}], dtype=object))
-    files = manifest.files | {"vectors.npy": FileRecord.of(built / "vectors.npy")}
+    np.save(generation(built) / "vectors.npy", np.array([{"not": "numbers"}], dtype=object))
+    files = manifest.files | {"vectors.npy": FileRecord.of(generation(built) / "vectors.npy")}
     replace(manifest, files=files).write(built)
     with pytest.raises(ArtifactError, match=r"vectors\.npy cannot be read"):
         Index.open(built)
@@ -123,12 +128,12 @@ def test_a_manifest_cannot_name_files_outside_its_folder(built):
 
 def test_another_format_version_is_named(built):
     content = json.loads((built / "manifest.json").read_text())
-    (built / "manifest.json").write_text(json.dumps(content | {"format_version": 2}))
-    with pytest.raises(ArtifactError, match="format version 2, this version reads 1"):
+    (built / "manifest.json").write_text(json.dumps(content | {"format_version": 1}))
+    with pytest.raises(ArtifactError, match="format version 1, this version reads 2; rebuild it with"):
         Index.open(built)
 
 
-@pytest.mark.parametrize("text", ["", "[]", "null", "{}", '{"format_version": 1}', "\x00\xff", "[" * 100_000])
+@pytest.mark.parametrize("text", ["", "[]", "null", "{}", '{"format_version": 2}', "\x00\xff", "[" * 100_000])
 def test_nonsense_in_place_of_a_manifest_is_one_line(built, text):
     (built / "manifest.json").write_text(text)
     with pytest.raises(ArtifactError, match=r"manifest\.json is damaged") as caught:

@@ -1,9 +1,18 @@
 from dataclasses import replace
 
 import numpy as np
+import pyarrow.parquet as pq
+import pytest
 
+from index.build import build_index
 from index.manifest import FileRecord, Manifest
+from index.search import Index
+from index.update import add_items, delete_items
 from index.verify import verify_index
+
+
+def generation(folder):
+    return Manifest.read(folder).generation_in(folder)
 
 
 def test_a_sound_index_has_no_faults(built, embedder):
@@ -11,26 +20,29 @@ def test_a_sound_index_has_no_faults(built, embedder):
 
 
 def test_a_damaged_and_a_missing_thumbnail_are_named(built):
-    with (built / "thumbnails" / "2.jpg").open("r+b") as file:
-        file.seek(50)
-        byte = file.read(1)
-        file.seek(50)
-        file.write(bytes([byte[0] ^ 0xFF]))
-    (built / "thumbnails" / "4.jpg").unlink()
-    damaged, missing = verify_index(built)
-    assert "2.jpg is damaged" in damaged
-    assert "4.jpg is missing" in missing
+    index = Index.open(built)
+    damaged, missing = index.thumbnail(2), index.thumbnail(4)
+    data = bytearray(damaged.read_bytes())
+    data[50] ^= 0xFF
+    damaged.write_bytes(data)
+    missing.unlink()
+    faults = verify_index(built)
+    assert len(faults) == 2
+    assert f"{damaged} is damaged" in faults[0]
+    assert f"{missing} is missing" in faults[1]
 
 
 def test_vectors_that_are_not_unit_rows_are_named_even_with_right_checksums(built):
-    vectors = np.load(built / "vectors.npy")
+    vectors = np.load(generation(built) / "vectors.npy")
     vectors[5] *= 2
     vectors[9] = np.nan
-    np.save(built / "vectors.npy", vectors)
+    np.save(generation(built) / "vectors.npy", vectors)
     manifest = Manifest.read(built)
-    replace(manifest, files=manifest.files | {"vectors.npy": FileRecord.of(built / "vectors.npy")}).write(built)
+    replace(manifest, files=manifest.files | {"vectors.npy": FileRecord.of(generation(built) / "vectors.npy")}).write(
+        built
+    )
     (fault,) = verify_index(built)
-    assert "2 rows are not unit vectors, the first being row 5 (id 'g5', length 2)" in fault
+    assert "2 rows are not unit vectors, the first being row 5 (id 'g5', length 2 " in fault
 
 
 def test_a_ledger_that_disagrees_with_the_count_is_a_fault(built):
@@ -48,3 +60,105 @@ def test_a_damaged_manifest_is_a_fault_not_a_crash(built):
     (built / "manifest.json").write_text("{")
     (fault,) = verify_index(built)
     assert "manifest.json is damaged" in fault
+
+
+@pytest.mark.parametrize("precision", ["fp32", "fp16", "int8"])
+def test_stored_rows_are_judged_at_their_precision(embedder, new_catalog, tmp_path, precision):
+    build_index(embedder, new_catalog(), tmp_path / "index", precision=precision, progress=False)
+    assert verify_index(tmp_path / "index") == []
+    file = generation(tmp_path / "index") / "vectors.npy"
+    vectors = np.load(file)
+    vectors[5] = vectors[5] // 2 if precision == "int8" else vectors[5] * np.float16(1.01)
+    vectors[9] = 0
+    np.save(file, vectors)
+    manifest = Manifest.read(tmp_path / "index")
+    replace(manifest, files=manifest.files | {"vectors.npy": FileRecord.of(file)}).write(tmp_path / "index")
+    (fault,) = verify_index(tmp_path / "index")
+    assert "2 rows are not unit vectors, the first being row 5 (id 'g5', " in fault
+    assert f"as stored at {precision}" in fault
+
+
+def resave(folder, name, save):
+    """Replace a file of the generation and put its checksum right: what only a look at the content can tell."""
+    file = generation(folder) / name
+    file.unlink()
+    save(file)
+    manifest = Manifest.read(folder)
+    replace(manifest, files=manifest.files | {name: FileRecord.of(file)}).write(folder)
+
+
+@pytest.mark.parametrize("rows", [[3, 2], [2, 2], [5, 40]])
+def test_tombstones_out_of_order_or_range_are_a_fault(built, rows):
+    delete_items(built, ids=["g1", "g2"])
+    resave(built, "deleted.npy", lambda file: np.save(file, np.array(rows)))
+    (fault,) = verify_index(built)
+    assert "deleted.npy must hold rows from 0 to 39 in ascending order" in fault
+
+
+def test_fewer_tombstones_than_the_manifest_says_are_a_fault(built):
+    delete_items(built, ids=["g1", "g2"])
+    resave(built, "deleted.npy", lambda file: np.save(file, np.array([1])))
+    (fault,) = verify_index(built)
+    assert "deleted.npy holds 1 deleted rows, but the manifest says 40 items (2 deleted)" in fault
+
+
+def test_an_id_that_occurs_twice_is_a_fault(built):
+    table = pq.read_table(generation(built) / "items.parquet")
+    ids = table["id"].to_pylist()
+    ids[8] = "g7"
+    table = table.set_column(table.column_names.index("id"), "id", [ids])
+    resave(built, "items.parquet", lambda file: pq.write_table(table, file))
+    (fault,) = verify_index(built)
+    assert "items.parquet cannot be read (its ids are not unique)" in fault
+
+
+def test_encoding_again_finds_a_vector_that_is_another_items(built, embedder):
+    vectors = np.load(generation(built) / "vectors.npy")
+    vectors[[7, 8]] = vectors[[8, 7]]
+    resave(built, "vectors.npy", lambda file: np.save(file, vectors))
+    assert verify_index(built, embedder=embedder) == []
+    faults = verify_index(built, embedder=embedder, reencode=40)
+    assert [fault.split(")")[0] for fault in faults] == ["row 7 (id 'g7'", "row 8 (id 'g8'"]
+    assert "encoded again it has similarity" in faults[0]
+
+
+def test_encoding_again_says_what_the_catalogue_no_longer_has(built, embedder, tmp_path):
+    catalog = tmp_path / "goods" / "catalog.csv"
+    lines = catalog.read_text().splitlines(keepends=True)
+    catalog.write_text("".join(lines[:5] + lines[6:]).replace("thing number 9", "another thing"))
+    (tmp_path / "goods" / "img" / "2.png").unlink()
+    faults = verify_index(built, embedder=embedder, reencode=40)
+    assert len(faults) == 3
+    assert "(id 'g2') cannot be confirmed: file not found" in faults[0]
+    assert "(id 'g4') cannot be confirmed: it is no longer in the catalogue" in faults[1]
+    assert "(id 'g9') cannot be confirmed: encoded again it has similarity" in faults[2]
+    catalog.unlink()
+    (fault,) = verify_index(built, embedder=embedder, reencode=40)
+    assert "nothing can be encoded again" in fault and "no such file" in fault
+
+
+def test_deleted_rows_are_not_encoded_again_and_added_ones_are(built, embedder, tmp_path):
+    new = tmp_path / "goods" / "new.csv"
+    new.write_text("id,text,image\ng3,three,\nn1,one,img/2.png\n")
+    add_items(embedder, new, built, existing="replace", progress=False)
+    delete_items(built, ids=["g4"])
+    catalog = tmp_path / "goods" / "catalog.csv"
+    catalog.write_text(catalog.read_text().replace("thing number 4,", "something else,"))
+    assert verify_index(built, embedder=embedder, reencode=100) == []
+
+
+def test_a_generation_that_is_replaced_while_it_is_verified_is_no_fault(built, monkeypatch):
+    problems, calls = Manifest.file_problems, []
+
+    def meanwhile(self, folder, **options):
+        calls.append(self.generation)
+        if len(calls) == 1:
+            monkeypatch.setattr(Manifest, "file_problems", problems)
+            delete_items(built, ids=["g1"])
+            delete_items(built, ids=["g2"])
+            monkeypatch.setattr(Manifest, "file_problems", meanwhile)
+        return problems(self, folder, **options)
+
+    monkeypatch.setattr(Manifest, "file_problems", meanwhile)
+    assert verify_index(built) == []
+    assert calls[0] == 1 and 3 in calls

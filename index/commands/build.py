@@ -1,0 +1,170 @@
+"""`index build`."""
+
+import argparse
+import json
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from index.commands import Commands, Parser, add_catalog_options, add_command, add_device_option
+
+if TYPE_CHECKING:
+    from index.build import Built
+
+_SHOWN_REASONS = 5
+
+
+def add_build(commands: "Commands[Parser]") -> None:
+    parser = add_command(
+        commands,
+        "build",
+        "Encode a catalogue and write an index folder.",
+        "  python -m index build --embedder runs/demo/fanoise --catalog products.csv --out runs/index/products\n"
+        "  python -m index build --embedder RUN --catalog photos/ --out DIR --factory HNSW32 --precision fp16\n"
+        "  python -m index build --embedder RUN --catalog items.jsonl --out DIR --text '{title}. {description}'\n"
+        "  torchrun --nproc-per-node 8 -m index build --embedder RUN --catalog items.parquet --out DIR",
+    )
+    parser.add_argument("--embedder", required=True, metavar="RUN", help="run folder, local checkpoint, or hub id")
+    parser.add_argument(
+        "--out",
+        required=True,
+        type=Path,
+        metavar="DIR",
+        help="index folder; an index there is replaced when all is done",
+    )
+    add_catalog_options(parser, defaults="")
+    parser.add_argument("--factory", default="auto", help="auto, or any FAISS factory string (default: %(default)s)")
+    parser.add_argument(
+        "--precision",
+        choices=("fp32", "fp16", "int8"),
+        default="fp32",
+        help="of the stored vectors, which exact search and compact read (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--dim",
+        type=int,
+        metavar="D",
+        help="keep the first D dimensions of each vector, for an embedder trained for it (default: all)",
+    )
+    _add_reading_options(parser)
+    _add_encoding_options(parser)
+    add_device_option(parser)
+    parser.add_argument("--json", action="store_true", help="print the manifest and the counts instead of a summary")
+    parser.set_defaults(run=_run_build)
+
+
+def _add_reading_options(parser: Parser) -> None:
+    group = parser.add_argument_group("images of the catalogue")
+    group.add_argument(
+        "--images", type=Path, metavar="FOLDER", help="where relative image paths start (default: beside the catalogue)"
+    )
+    group.add_argument("--allow-outside", action="store_true", help="let image paths lead out of that folder")
+    group.add_argument("--allow-urls", action="store_true", help="fetch images that are named by their URL")
+    group.add_argument(
+        "--near-duplicates",
+        choices=("report", "skip"),
+        help="of images that are nearly the same: name the first in the field duplicate_of, or index only the first",
+    )
+
+
+def _add_encoding_options(parser: Parser) -> None:
+    group = parser.add_argument_group(
+        "encoding",
+        "Killed at any moment, the same command goes on where it was. Rows that the index in DIR holds already are "
+        "copied from it, if text, image and embedder are the same.",
+    )
+    again = group.add_mutually_exclusive_group()
+    again.add_argument("--resume", action="store_true", help="go on with what was broken off (the default)")
+    again.add_argument("--fresh", action="store_true", help="encode every row again, whatever is known of it")
+    group.add_argument(
+        "--workers",
+        type=int,
+        metavar="N",
+        help="processes that open images and make batches; 0 for none (default: by the cores, up to 4)",
+    )
+    group.add_argument(
+        "--shard-rows", type=int, metavar="N", help="rows that are finished, and kept, together (default: 4096)"
+    )
+    group.add_argument(
+        "--shard-of",
+        metavar="I/N",
+        help="this is one of N processes that build the same index; the last one finishes it (default: as the "
+        "launcher says: torchrun, accelerate, mpirun, srun)",
+    )
+    group.add_argument(
+        "--vectors", metavar="COLUMN", help="column with the rows' vectors, made by the embedder; none is encoded then"
+    )
+    group.add_argument(
+        "--max-rejects",
+        type=float,
+        default=1.0,
+        metavar="SHARE",
+        help="no new index if more than this share of rows is rejected, such as 0.05 (default: none)",
+    )
+
+
+def _run_build(args: argparse.Namespace) -> int:
+    from fanoise.embedder import Embedder
+    from index.build import Build
+    from index.encoding.cut import SHARD_ROWS
+    from index.encoding.launch import read_launch
+
+    start = time.perf_counter()
+    launch = read_launch(args.shard_of)
+    replaced = (args.out / "manifest.json").exists()
+    built = Build(
+        embedder=Embedder.from_pretrained(args.embedder, device=args.device or launch.device),
+        catalog=args.catalog,
+        out=args.out,
+        factory=args.factory,
+        text=args.text,
+        image=args.image or "image",
+        images=args.images,
+        allow_outside=args.allow_outside,
+        allow_urls=args.allow_urls,
+        precision=args.precision,
+        dim=args.dim,
+        batch_size=args.batch_size,
+        workers=args.workers,
+        shard_rows=SHARD_ROWS if args.shard_rows is None else args.shard_rows,
+        fresh=args.fresh,
+        shared=launch.size > 1,
+        near_duplicates=args.near_duplicates,
+        vectors=args.vectors,
+        most_rejects=args.max_rejects,
+        progress=not args.no_progress and (launch.rank == 0 or args.shard_of is not None),
+    ).run()
+    if args.json:
+        print(json.dumps(_to_json(built), indent=2))
+        return 0
+    print(_describe(args.out, built, time.perf_counter() - start))
+    if replaced and built.manifest is not None:
+        print("The index that was there has been replaced.")
+    return 0
+
+
+def _to_json(built: "Built") -> dict[str, Any]:
+    counts = {name: getattr(built, name) for name in ("encoded", "reused", "removed", "duplicates")}
+    return {"done": False} if built.manifest is None else built.manifest.to_dict() | counts
+
+
+def _describe(folder: Path, built: "Built", seconds: float) -> str:
+    from index.encoding.rejects import count_reasons
+    from index.manifest import REJECTS
+    from index.report import describe_build
+
+    if built.manifest is None:
+        return f"Other processes are still at work on {folder}; the last of them finishes the index."
+    numbers = f"encoded {built.encoded:,}, reused {built.reused:,}, removed {built.removed:,}"
+    lines = [f"{numbers}, rejected {built.rejected:,}"]
+    if built.duplicates:
+        lines.append(f"near-duplicates: {built.duplicates:,}")
+    if built.seconds and built.model_seconds:
+        share = f"{built.model_seconds / built.seconds:.0%}"
+        lines.append(f"encoding took {built.seconds:.1f} s, {share} of it in the model")
+    if built.deaths:
+        lines.append(f"{built.deaths} worker processes died; a row that one died of alone is among the rejects")
+    if built.rejected:
+        reasons = count_reasons(built.manifest.generation_in(folder) / REJECTS)
+        lines += [f"  {number:,} × {reason}" for reason, number in reasons[:_SHOWN_REASONS]]
+    return "\n".join([describe_build(folder, built.manifest, seconds), *lines])

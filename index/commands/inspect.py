@@ -1,0 +1,97 @@
+"""`index info`, `verify` and `export`: what is in an index, is it sound, and out with it."""
+
+import argparse
+import json
+from pathlib import Path
+
+from index.commands import Commands, Parser, add_command, add_device_option, add_index_option
+
+
+def add_info(commands: "Commands[Parser]") -> None:
+    parser = add_command(
+        commands,
+        "info",
+        "Describe an index: embedder, noise, counts, sizes.",
+        "  python -m index info --index DIR\n  python -m index info --index DIR --json",
+    )
+    add_index_option(parser)
+    parser.add_argument("--json", action="store_true", help="print the manifest and the sizes as JSON")
+    parser.set_defaults(run=_run_info)
+
+
+def add_verify(commands: "Commands[Parser]") -> None:
+    parser = add_command(
+        commands,
+        "verify",
+        "Check every file of an index: checksums, counts, ids, unit vectors, tombstones, thumbnails.",
+        "  python -m index verify --index DIR\n"
+        "  python -m index verify --index DIR --reencode 100\n"
+        "  python -m index verify --index DIR --embedder runs/demo/fanoise --json",
+        more="With --embedder or --reencode, items are drawn, encoded again from the catalogue, and compared.",
+    )
+    add_index_option(parser)
+    parser.add_argument("--embedder", metavar="RUN", help="also compare this embedder's fingerprint and vectors")
+    parser.add_argument(
+        "--reencode",
+        type=int,
+        metavar="N",
+        help="encode N items again; 0 for none (default: 16 with --embedder, else none)",
+    )
+    add_device_option(parser)
+    parser.add_argument("--json", action="store_true", help="print the faults as JSON")
+    parser.set_defaults(run=_run_verify)
+
+
+def add_export(commands: "Commands[Parser]") -> None:
+    parser = add_command(
+        commands,
+        "export",
+        "Write items and vectors as plain files for other tools: items.parquet, vectors.npy, ids.json.",
+        "  python -m index export --index DIR --out exported/",
+    )
+    add_index_option(parser)
+    parser.add_argument("--out", required=True, type=Path, metavar="FOLDER", help="a new or empty folder")
+    parser.set_defaults(run=_run_export)
+
+
+def _run_info(args: argparse.Namespace) -> int:
+    from index.manifest import Manifest
+    from index.report import describe_index, index_sizes
+
+    manifest = Manifest.read(args.index)
+    content = manifest.to_dict() | {"live": manifest.live, "sizes": index_sizes(args.index, manifest)}
+    print(json.dumps(content, indent=2) if args.json else describe_index(args.index, manifest))
+    return 0
+
+
+def _run_verify(args: argparse.Namespace) -> int:
+    from fanoise.errors import InputError
+    from index.verify import REENCODED, verify_index
+
+    reencode = args.reencode if args.reencode is not None else REENCODED if args.embedder is not None else 0
+    if reencode < 0:
+        raise InputError(f"--reencode must be at least 0, got {reencode}")
+    embedder = None
+    if args.embedder is not None:
+        from fanoise.embedder import Embedder
+
+        embedder = Embedder.from_pretrained(args.embedder, device=args.device)
+    elif reencode:
+        from index.encoding.query import load_embedder
+        from index.manifest import Manifest
+
+        embedder = load_embedder(Manifest.read(args.index).embedder, args.index, device=args.device)
+    faults = verify_index(args.index, embedder=embedder, reencode=reencode)
+    if args.json:
+        print(json.dumps({"sound": not faults, "faults": faults}, ensure_ascii=False))
+    else:
+        print("\n".join(faults) if faults else f"{args.index} is sound")
+    return 1 if faults else 0
+
+
+def _run_export(args: argparse.Namespace) -> int:
+    from index.export import export_index
+
+    count = export_index(args.index, args.out)
+    print(f"Exported {count:,} items: {args.out}")
+    return 0

@@ -1,0 +1,44 @@
+"""`index search`."""
+
+import argparse
+import json
+from pathlib import Path
+
+from fanoise.errors import InputError
+from index.commands import Commands, Parser, add_command, add_device_option, add_index_option
+from index.where import parse_where
+
+
+def add_search(commands: "Commands[Parser]") -> None:
+    parser = add_command(
+        commands,
+        "search",
+        "Find the items nearest to a text, an image, or both.",
+        "  python -m index search --index DIR --text 'red mug' --k 5\n"
+        "  python -m index search --index DIR --image photo.jpg --text 'this, in green' --where category=mug --json",
+    )
+    add_index_option(parser)
+    parser.add_argument("--text", help="query text")
+    parser.add_argument("--image", type=Path, metavar="FILE", help="query image")
+    parser.add_argument("--k", type=int, default=10, metavar="N", help="number of hits (default: %(default)s)")
+    parser.add_argument(
+        "--where", action="append", default=[], metavar="FIELD=VALUE", help="only items with this value; repeatable"
+    )
+    parser.add_argument("--embedder", metavar="RUN", help="embedder to use (default: the one the index names)")
+    add_device_option(parser)
+    parser.add_argument("--no-verify", action="store_true", help="compare file sizes but not checksums before reading")
+    parser.add_argument("--json", action="store_true", help="print hits and latency as JSON")
+    parser.set_defaults(run=_run_search)
+
+
+def _run_search(args: argparse.Namespace) -> int:
+    where = parse_where(args.where)
+    if not (args.text and args.text.strip()) and args.image is None:
+        raise InputError("search needs --text, --image or both: got neither")
+    from index.report import describe_answer
+    from index.search import Searcher
+
+    searcher = Searcher.open(args.index, embedder=args.embedder, device=args.device, verify=not args.no_verify)
+    answer = searcher.search(text=args.text, image=args.image, k=args.k, where=where)
+    print(json.dumps(answer.to_json(), ensure_ascii=False) if args.json else describe_answer(answer))
+    return 0

@@ -1,0 +1,186 @@
+"""Finished shards, one after the other, into one folder, with only a few of them in memory."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from itertools import accumulate
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from PIL import Image
+
+from fanoise.errors import CatalogError
+from fanoise.images import open_image
+from index.encoding.near_duplicates import first_of_each, is_same_picture
+from index.encoding.rejects import Reject, count_reasons, read_rejects, write_rejects
+from index.encoding.shard import SIGNATURES
+from index.items import concat_items, field_names, read_items, read_parquet
+from index.manifest import ITEMS, REJECTS, VECTORS
+from index.store import Precision, VectorStore, VectorWriter
+from index.thumbnails import thumbnail_path
+
+NearDuplicates = Literal["report", "skip"]
+DUPLICATE_OF = "duplicate_of"
+"""Field with the id of the first near-duplicate, where these are reported."""
+
+_ROW_GROUP = 65536
+_OPENED = 256
+_SHOWN_REASONS = 5
+
+
+@dataclass(frozen=True, kw_only=True)
+class Assembled:
+    count: int
+    rejected: int
+    """Near-duplicates that were skipped among them."""
+    duplicates: int
+
+
+def assemble(
+    shards: Sequence[Path],
+    folder: Path,
+    *,
+    index: Path,
+    dim: int,
+    precision: Precision,
+    near_duplicates: NearDuplicates | None = None,
+    most_rejects: float = 1.0,
+) -> Assembled:
+    """Write vectors.npy, items.parquet and rejects.jsonl of all shards into `folder`, in their order.
+
+    Args:
+        index: the index folder, with the thumbnails.
+        near_duplicates: name in the field `duplicate_of`, in place of one that the catalogue has, the first item that
+            each is a near-duplicate of; or skip them, with a line in the ledger.
+        most_rejects: the share of rows above which nothing is made of them.
+    Raises: CatalogError, with the reasons, if there is nothing to index or too much was rejected.
+    """
+    firsts = _first_ids(shards, index) if near_duplicates else None
+    skips = near_duplicates == "skip"
+    kept, rejected = [], 0
+    (folder / REJECTS).write_bytes(b"")
+    for number, shard in enumerate(shards):
+        rejects = list(read_rejects(shard / REJECTS))
+        mask = np.ones(len(VectorStore.open(shard / VECTORS)), dtype=bool)
+        if firsts is not None and skips:
+            mask = firsts[number].is_null().to_numpy(zero_copy_only=False)
+            rejects += _skipped(shard, firsts[number])
+        write_rejects(folder / REJECTS, rejects)
+        kept.append(mask)
+        rejected += len(rejects)
+    count = sum(int(mask.sum()) for mask in kept)
+    _check_rejects(folder / REJECTS, count, rejected, most_rejects)
+    with VectorWriter(folder / VECTORS, dim, precision) as vectors:
+        for shard, mask in zip(shards, kept, strict=True):
+            vectors.copy(VectorStore.open(shard / VECTORS), np.flatnonzero(mask))
+    _write_items(folder / ITEMS, shards, kept, None if skips else firsts)
+    duplicates = 0 if firsts is None else sum(len(ids) - ids.null_count for ids in firsts)
+    return Assembled(count=count, rejected=rejected, duplicates=duplicates)
+
+
+def _first_ids(shards: Sequence[Path], index: Path) -> list[pa.Array]:
+    """For each shard, the id of the first item that each row is a near-duplicate of, null for most."""
+    tables = [read_parquet(shard / ITEMS, columns=["id", "thumbnail_sha256"]) for shard in shards]
+    table = pa.concat_tables(tables)
+    signatures = np.concatenate([np.load(shard / SIGNATURES, allow_pickle=False) for shard in shards])
+    with_image = np.flatnonzero(table["thumbnail_sha256"].is_valid().to_numpy())
+    digests = table["thumbnail_sha256"].take(pa.array(with_image)).to_pylist()
+    # rows with equal thumbnails need no comparing
+    numbers: dict[str, int] = {}
+    number_of = np.array([numbers.setdefault(digest, len(numbers)) for digest in digests], dtype=np.int64)
+    distinct = list(numbers)
+    _, at = np.unique(number_of, return_index=True)
+
+    @lru_cache(maxsize=_OPENED)
+    def thumbnail(number: int) -> Image.Image:
+        return open_image(thumbnail_path(index, distinct[number]))
+
+    first = first_of_each(signatures[with_image[at]], lambda a, b: is_same_picture(thumbnail(a), thumbnail(b)))
+    first_of = np.arange(len(table))
+    first_of[with_image] = with_image[at[first[number_of]]]
+    ids = table["id"].take(pa.array(first_of, mask=first_of == np.arange(len(table)))).to_pylist()
+    ends = list(accumulate(map(len, tables)))
+    return [pa.array(ids[end - len(one) : end], pa.string()) for one, end in zip(tables, ends, strict=True)]
+
+
+def _skipped(shard: Path, firsts: pa.Array) -> Iterator[Reject]:
+    table = read_parquet(shard / ITEMS, columns=["id", "image"])
+    for row, first in zip(table.to_pylist(), firsts.to_pylist(), strict=True):
+        if first is not None:
+            yield Reject(row["id"], row["image"], f"near-duplicate of {first!r}")
+
+
+def _check_rejects(ledger: Path, count: int, rejected: int, most: float) -> None:
+    share = rejected / max(1, count + rejected)
+    if count and share <= most:
+        return
+    if not count + rejected:
+        raise CatalogError("nothing to index: the catalogue has no rows")
+    what = (
+        f"{rejected} of {count + rejected} rows were rejected, more than the share of {most:g} that is allowed"
+        if count
+        else f"nothing to index: all {rejected} rows were rejected"
+    )
+    first = next(iter(read_rejects(ledger)))
+    reasons = "; ".join(f"{number}× {reason}" for reason, number in count_reasons(ledger)[:_SHOWN_REASONS])
+    raise CatalogError(f"{what}, the first being {first}; by reason: {reasons}")
+
+
+def _write_items(
+    target: Path, shards: Sequence[Path], kept: Sequence[np.ndarray], firsts: list[pa.Array] | None
+) -> None:
+    model = concat_items([_with_firsts(pq.read_schema(shard / ITEMS).empty_table(), firsts, 0) for shard in shards])
+    while True:
+        try:
+            with pq.ParquetWriter(target, model.schema, compression="zstd") as writer:
+                start, group = 0, list[pa.Table]()
+                for number, (shard, mask) in enumerate(zip(shards, kept, strict=True)):
+                    table = _with_firsts(read_items(shard / ITEMS), firsts, number).filter(pa.array(mask))
+                    rows = pa.array(range(start, start + len(table)), pa.int64())
+                    group.append(_in_types_of(model, table).set_column(0, "row", rows))
+                    start += len(table)
+                    if sum(map(len, group)) >= _ROW_GROUP or number == len(shards) - 1:
+                        writer.write_table(pa.concat_tables(group))
+                        group = []
+            return
+        except _TypeTooNarrowError as error:
+            model = _with_field(model, error.name, pa.array([], pa.string()))
+
+
+class _TypeTooNarrowError(Exception):
+    """The type of a field, found from the shards' types, does not hold a value of one of them."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+
+
+def _in_types_of(model: pa.Table, table: pa.Table) -> pa.Table:
+    """The rows of `table` with the fields of `model`, which has none. Raises _TypeTooNarrowError naming the field."""
+    joined = concat_items([model, table])
+    for name in field_names(model):
+        kind, found = (one.schema.field("fields").type.field(name).type for one in (model, joined))
+        if kind != found:  # a number too large for a fraction, say, became text
+            member = table["fields"].combine_chunks().field(name)
+            try:
+                joined = _with_field(joined, name, member.cast(kind))
+            except pa.ArrowException:
+                raise _TypeTooNarrowError(name) from None
+    return joined
+
+
+def _with_firsts(table: pa.Table, firsts: list[pa.Array] | None, shard: int) -> pa.Table:
+    return table if firsts is None else _with_field(table, DUPLICATE_OF, firsts[shard][: len(table)])
+
+
+def _with_field(table: pa.Table, name: str, values: pa.Array) -> pa.Table:
+    """The table with these values in a field, which is put in the place of one of that name, else last."""
+    struct = table["fields"].combine_chunks() if "fields" in table.column_names else None
+    members = {} if struct is None else {other: struct.field(other) for other in field_names(table)}
+    members[name] = values
+    fields = pa.StructArray.from_arrays(list(members.values()), names=list(members))
+    if struct is None:
+        return table.append_column("fields", fields)
+    return table.set_column(table.column_names.index("fields"), "fields", fields)

@@ -1,0 +1,56 @@
+"""Which process encodes which shard.
+
+Claims are byte ranges of one lock file, locked by fcntl. The system gives them back when a process ends, however it
+ends, so no claim of a dead process is left to find, and no other process can be mistaken for it. Network file systems
+carry them to other hosts; on one that does not, two hosts may do a shard twice, with the same result.
+"""
+
+import fcntl
+import os
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+_PRESENCE, _ASSEMBLY, _FIRST_SHARD = 0, 1, 2
+
+
+class Claims:
+    """Those of this process on the shards in `folder`. One object a process: closing a second one would lose them."""
+
+    def __init__(self, folder: Path) -> None:
+        self._file = os.open(folder / "claims", os.O_RDWR | os.O_CREAT, 0o644)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
+        self.close()
+
+    def close(self) -> None:
+        os.close(self._file)
+
+    def join(self) -> None:
+        """Show others that this folder is being worked on, until the end of this process."""
+        fcntl.lockf(self._file, fcntl.LOCK_SH, 1, _PRESENCE)
+
+    def alone(self) -> bool:
+        """True if no other process works on this folder; then none can join it, either, until `join`."""
+        return self._lock(_PRESENCE)
+
+    def take(self, shard: int) -> bool:
+        """True if the shard is this process's now."""
+        return self._lock(_FIRST_SHARD + shard)
+
+    def release(self, shard: int) -> None:
+        fcntl.lockf(self._file, fcntl.LOCK_UN, 1, _FIRST_SHARD + shard)
+
+    def take_assembly(self) -> bool:
+        """True if this process is the one that joins the shards to an index."""
+        return self._lock(_ASSEMBLY)
+
+    def _lock(self, byte: int) -> bool:
+        try:
+            fcntl.lockf(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB, 1, byte)
+        except (BlockingIOError, PermissionError):  # POSIX leaves it open which of the two says "held"
+            return False
+        return True

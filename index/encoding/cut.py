@@ -1,0 +1,63 @@
+"""The catalogue's stream, cut into shards of consecutive rows."""
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from fanoise.catalog import ImageBytes, Item, read_catalog
+from index.encoding.rejects import Reject
+from index.manifest import CatalogRef
+
+SHARD_ROWS = 4096
+_SHARD_BYTES = 256 << 20
+"""A shard ends before its rows where they hold this much: images inside the catalogue."""
+
+
+@dataclass(frozen=True)
+class Shard:
+    number: int
+    rows: list[Item | Reject]
+    """In catalogue order; a reject is a row that the catalogue's reader could make nothing of."""
+
+
+def catalog_rows(catalog: Path, **reading: Any) -> Iterator[Item | Reject]:
+    """The items of `read_catalog(catalog, **reading)`, and the rows that it leaves out where they are."""
+    rejects: list[Reject] = []
+
+    def reject(id: str, path: str, reason: str) -> None:
+        rejects.append(Reject(id, path or None, reason))
+
+    for item in read_catalog(catalog, on_reject=reject, **reading):
+        yield from rejects
+        rejects.clear()
+        yield item
+    yield from rejects
+
+
+def referenced_rows(ref: CatalogRef, index: Path) -> Iterator[Item | Reject]:
+    """The rows of a catalogue that the manifest of the index in the folder `index` names."""
+    reading = dict(ref.options)
+    if "images" in reading:
+        reading["images"] = index / reading["images"]
+    return catalog_rows(index / ref.path, text=ref.text, **reading)
+
+
+def cut(rows: Iterable[Item | Reject], size: int = SHARD_ROWS) -> Iterator[Shard]:
+    """Where a shard ends depends on the rows alone, so a second process, or a second try, cuts the same shards."""
+    number, shard, size_bytes = 0, list[Item | Reject](), 0
+    for row in rows:
+        shard.append(row)
+        size_bytes += _size_bytes(row)
+        if len(shard) == size or size_bytes >= _SHARD_BYTES:
+            yield Shard(number, shard)
+            number, shard, size_bytes = number + 1, [], 0
+    if shard:
+        yield Shard(number, shard)
+
+
+def _size_bytes(row: Item | Reject) -> int:
+    if isinstance(row, Reject):
+        return 0
+    image = row.image.data if isinstance(row.image, ImageBytes) else row.image
+    return len(row.text or "") + (len(image) if isinstance(image, bytes) else 0)

@@ -1,0 +1,96 @@
+"""What is worth knowing about a row before it is encoded: how long it is, and whether its vector is known already."""
+
+import io
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from PIL import Image
+
+from fanoise.catalog import Item
+from fanoise.errors import ImageError
+from index.encoding.content import ContentKeys, image_digest, is_dear, read_image
+from index.encoding.known import KnownRow, KnownRows
+
+if TYPE_CHECKING:
+    from fanoise.embedder import Embedder
+
+_BYTES_A_TOKEN = 4
+_PIXELS_A_TOKEN = 28 * 28
+_MOST_PIXELS = 1 << 20
+_LEAST_AREA = 10_000
+"""`longest_edge` is a side in some image processors and an area in others."""
+
+
+class Lengths:
+    """Estimates how many tokens a row takes, so that rows of about the same length can share a batch.
+
+    Nothing but padding depends on it.
+    """
+
+    def __init__(self, embedder: "Embedder") -> None:
+        spec = getattr(embedder, "spec", None)
+        self._most_tokens = getattr(spec, "max_tokens", 512)
+        self._most_pixels = getattr(spec, "max_pixels", None) or _pixel_limit(embedder) or _MOST_PIXELS
+
+    def of(self, item: Item) -> float:
+        text = min(len((item.text or "").encode("utf-8", "replace")) / _BYTES_A_TOKEN, self._most_tokens)
+        return text + (0 if item.image is None else self._pixels(item.image) / _PIXELS_A_TOKEN)
+
+    def _pixels(self, image: Any) -> int:
+        try:
+            width, height = _size(image)
+        except Exception:  # Pillow raises about anything; preparing the row says what is wrong
+            return 0
+        return min(width * height, self._most_pixels)
+
+
+@dataclass(frozen=True)
+class Looked:
+    length: float
+    known: KnownRow | None
+
+
+class Lookup:
+    """Runs in threads of this process: it reads little, or hashes, and neither holds the interpreter for long."""
+
+    def __init__(self, embedder: "Embedder", keys: ContentKeys, known: KnownRows | None) -> None:
+        self._lengths, self._keys = Lengths(embedder), keys
+        self._known = known if known else None
+
+    def __call__(self, item: Item) -> Looked:
+        if self._known is not None:
+            try:
+                digest = None if item.image is None else image_digest(item.image)
+            except ImageError:
+                return Looked(0, None)  # preparing the row says the same
+            known = self._known.find(self._keys.key(item.text, digest))
+            if known is not None:
+                return Looked(0, known)
+        return Looked(self._lengths.of(item), None)
+
+
+def batches(lengths: Mapping[int, float], size: int) -> list[list[int]]:
+    """Positions in batches of at most `size`, the longest first: what does not fit into memory shows at once."""
+    order = sorted(lengths, key=lambda position: (-lengths[position], position))
+    return [order[start : start + size] for start in range(0, len(order), size)]
+
+
+def _size(image: Any) -> tuple[int, int]:
+    """Width and height, from the file's header alone; a dear image is not read, and taken for a large one."""
+    if is_dear(image):
+        return _MOST_PIXELS, 1
+    content = image if isinstance(image, str | Path) else read_image(image)
+    if isinstance(content, Image.Image):
+        return content.size
+    with Image.open(io.BytesIO(content) if isinstance(content, bytes) else content) as opened:
+        return opened.size
+
+
+def _pixel_limit(embedder: "Embedder") -> int | None:
+    """The area to which the embedder's image processor shrinks larger images."""
+    processor = getattr(getattr(embedder, "backbone", None), "processor", None)
+    size = getattr(getattr(processor, "image_processor", None), "size", None)
+    edge = dict(size).get("longest_edge") if size else None
+    return edge if edge and edge >= _LEAST_AREA else None

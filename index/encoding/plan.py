@@ -1,0 +1,179 @@
+"""What a build is going to do, as a digest: shards under the same digest belong to the same build."""
+
+import hashlib
+import json
+import os
+import shutil
+import socket
+from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager, suppress
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from fanoise.catalog import catalog_root
+from fanoise.catalog.patterns import is_pattern, pattern_files
+from fanoise.errors import InputError
+from fanoise.storage import staged_directory, write_atomic
+from index.encoding.claims import Claims
+from index.encoding.shard import ShardOptions
+from index.manifest import ENCODING, ITEMS, REJECTS, VECTORS
+from index.store import VectorStore
+
+_VERSION = 1
+"""To be raised with any change in what a shard holds."""
+_PLAN = "plan.json"
+_ASSEMBLED = "assembled"
+_SHARD = "shard-"
+_AGAIN = "again-"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """Everything that decides which shards there are and what is in them."""
+
+    catalog: list[Any]
+    """Of `catalog_state`."""
+    reading: Mapping[str, Any]
+    """How the catalogue is read."""
+    fingerprint: Mapping[str, str]
+    """Of the embedder."""
+    shard_rows: int
+    options: ShardOptions
+
+    @property
+    def digest(self) -> str:
+        content = [_VERSION, asdict(self)]
+        return hashlib.sha256(json.dumps(content, sort_keys=True, default=str).encode()).hexdigest()[:16]
+
+
+def catalog_state(catalog: Path) -> list[Any]:
+    """A catalogue's name, and a digest over names, sizes and times of all its files.
+
+    What a table's paths lead to is not part of it.
+    """
+    root, total, count = catalog_root(catalog), 0, 0
+    for file in _files(catalog):
+        try:
+            status = file.stat()
+        except OSError:  # a broken link, or gone meanwhile
+            continue
+        facts = [str(file.relative_to(root)), status.st_size, status.st_mtime_ns]
+        digest = hashlib.sha256(repr(facts).encode("utf-8", "surrogateescape")).digest()
+        total, count = (total + int.from_bytes(digest)) % 2**256, count + 1  # in whatever order they are listed
+    return [catalog.name, count, f"{total:064x}"]
+
+
+def _files(catalog: Path) -> Iterator[Path]:
+    if catalog.is_dir():
+        yield from (Path(parent, name) for parent, _, names in os.walk(catalog) for name in names)
+    elif is_pattern(catalog):
+        yield from pattern_files(catalog)
+    else:
+        yield catalog
+
+
+class PlanFolder:
+    """DIR/encoding/<digest>: the finished shards of a build until they are all there."""
+
+    def __init__(self, index: Path, plan: Plan) -> None:
+        self.path = index / ENCODING / plan.digest
+        self.plan = plan
+
+    def open(self, *, fresh: bool) -> Claims:
+        """Make the folder, or go on with the one that is there.
+
+        Args:
+            fresh: remove finished shards first, unless other processes are at work on them.
+        Raises: InputError where processes with another plan are at work on the same index.
+        """
+        self._remove_others(all_of_them=fresh)
+        while True:
+            self.path.mkdir(parents=True, exist_ok=True)
+            try:
+                claims = Claims(self.path)
+            except FileNotFoundError:  # removed between the two calls
+                continue
+            if claims.alone():
+                for number in self.done():
+                    self._reconsider(number, fresh=fresh)
+            claims.join()
+            if self.path.exists():
+                break
+            claims.close()
+        if not (self.path / _PLAN).exists():
+            started = {"pid": os.getpid(), "host": socket.gethostname(), "since": datetime.now(UTC).isoformat()}
+            write_atomic(self.path / _PLAN, json.dumps({**asdict(self.plan), "started": started}, indent=2) + "\n")
+        return claims
+
+    def shard(self, number: int) -> Path:
+        return self.path / f"{_SHARD}{number:05d}"
+
+    def is_done(self, number: int) -> bool:
+        return self.shard(number).is_dir()
+
+    def done(self) -> list[int]:
+        return sorted(int(path.name.removeprefix(_SHARD)) for path in self.path.glob(f"{_SHARD}*"))
+
+    def committing(self, number: int) -> AbstractContextManager[Path]:
+        """An empty folder that becomes the shard when the block ends well."""
+        return staged_directory(self.shard(number))
+
+    def earlier_shards(self) -> Iterator[Path]:
+        """Finished shards of other plans, and of this one those to be done again; they may know rows of this one."""
+        for path in sorted(self.path.parent.glob("*/*-*")):
+            if path.name.startswith(_AGAIN) or (path.parent != self.path and path.name.startswith(_SHARD)):
+                yield path
+
+    def mark_assembled(self, items: Path) -> None:
+        """Remember that `items`, an items.parquet about to be committed, holds all shards: by a link to it."""
+        mark = self.path / _ASSEMBLED
+        mark.unlink(missing_ok=True)
+        with suppress(OSError):  # a file system without hard links
+            mark.hardlink_to(items)
+
+    def remove_if_empty(self, claims: Claims) -> None:
+        """Leave nothing behind where no row was encoded."""
+        if not self.path.is_dir() or any(self.path.glob(f"{_AGAIN}*")) or not claims.alone():
+            return
+        if any(len(VectorStore.open(self.shard(number) / VECTORS)) for number in self.done()):
+            return
+        shutil.rmtree(self.path)
+        with suppress(OSError):  # other plans are there
+            self.path.parent.rmdir()
+
+    def _reconsider(self, number: int, *, fresh: bool) -> None:
+        """Put a shard with rejects aside: what was wrong with them may be mended, and its good rows stay known."""
+        shard = self.shard(number)
+        if fresh:
+            shutil.rmtree(shard)
+        elif (shard / REJECTS).stat().st_size:
+            aside = self.path / f"{_AGAIN}{number:05d}"
+            shutil.rmtree(aside, ignore_errors=True)
+            shard.rename(aside)
+
+    def _remove_others(self, *, all_of_them: bool) -> None:
+        """Remove what other plans left, unless it is of use; make sure that nobody is at work on them."""
+        for path in sorted(self.path.parent.glob("*/")):
+            if path == self.path:
+                continue
+            try:
+                with Claims(path) as claims:
+                    if not claims.alone():
+                        raise InputError(
+                            f"{path.parent.parent} is being built from another catalogue, with other options or "
+                            f"another embedder ({path / _PLAN} says which); wait for that to end, or stop it"
+                        )
+                    if all_of_them or not any(path.glob("*-*")):
+                        shutil.rmtree(path, ignore_errors=True)
+            except FileNotFoundError:
+                continue
+
+
+def remove_finished(index: Path, current: Path | None) -> None:
+    """Remove the shards of a build that was committed as `current`, a generation, even if it was killed right after."""
+    for mark in (index / ENCODING).glob(f"*/{_ASSEMBLED}"):
+        if current is not None and mark.samefile(current / ITEMS):
+            shutil.rmtree(index / ENCODING)
+            return

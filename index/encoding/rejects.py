@@ -1,0 +1,46 @@
+"""The ledger: every catalogue row that could not be indexed, and why."""
+
+import json
+import re
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from index.items import printable_text
+
+_VARIABLE = re.compile(r"'[^']*'|\d[\d,.]*\d|\d")
+"""What differs among reasons of one kind: names and figures."""
+
+
+@dataclass(frozen=True)
+class Reject:
+    id: str
+    path: str | None
+    """The image's, relative to the catalogue; None for a row without one."""
+    reason: str
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "id", printable_text(self.id))
+        object.__setattr__(self, "path", None if self.path is None else printable_text(self.path))
+        object.__setattr__(self, "reason", printable_text(self.reason))
+
+    def __str__(self) -> str:
+        return f"{self.id!r} ({self.path or 'no image'}): {self.reason}"
+
+
+def write_rejects(path: Path, rejects: Iterable[Reject]) -> None:
+    with path.open("a", encoding="utf-8") as file:
+        file.writelines(json.dumps(asdict(reject), ensure_ascii=False) + "\n" for reject in rejects)
+
+
+def read_rejects(path: Path) -> Iterable[Reject]:
+    with path.open(encoding="utf-8") as file:  # str.splitlines would also split at U+2028, which JSON leaves alone
+        for line in file:
+            yield Reject(**json.loads(line))
+
+
+def count_reasons(path: Path) -> list[tuple[str, int]]:
+    """Kinds of reasons in a ledger, the most frequent first; names and figures in them become `…`."""
+    kinds = Counter(_VARIABLE.sub("…", reject.reason) for reject in read_rejects(path))
+    return kinds.most_common()

@@ -1,0 +1,185 @@
+"""One shard from its rows to its files: what is known of each row, and what is found out."""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
+from itertools import groupby
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from fanoise.catalog import Item, image_name
+from index.encoding.cut import Shard
+from index.encoding.known import KnownRow, copy_rows
+from index.encoding.lookup import Looked, batches
+from index.encoding.near_duplicates import SIGNATURE_BYTES
+from index.encoding.prepare import Facts, Prepared
+from index.encoding.rejects import Reject, write_rejects
+from index.items import ItemWriter, printable_text
+from index.manifest import ITEMS, REJECTS, VECTORS
+from index.store import Precision, VectorWriter, truncated
+
+ITEM = "item"
+"""Field that read_catalog gives the images of one row, by which hits are grouped."""
+SIGNATURES = "signatures.npy"
+"""uint8 [n, SIGNATURE_BYTES] of a shard's items, zeros where there is no image."""
+Vectors = Mapping[int, np.ndarray | str]
+"""Of positions in a shard: an embedding [E], or the reason why there is none."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ShardOptions:
+    """What is written of an encoded row."""
+
+    dim: int
+    """The first dimensions of each vector that are kept."""
+    precision: Precision
+    signatures: bool = False
+    """Keep what near-duplicates are found by."""
+    vectors: str | None = None
+    """Take each row's vector from this field of it; there is no model then."""
+
+
+class EncodedShard:
+    """A shard's rows with their results; complete when each row is known, encoded or rejected.
+
+    Positions are places in the shard, rejects of the catalogue's reader among them.
+    """
+
+    def __init__(self, shard: Shard, options: ShardOptions, *, root: Path, embedder_dim: int) -> None:
+        self.number = shard.number
+        self._options, self._root = options, root
+        self._paths: dict[int, str | None] = {}
+        self._items: dict[int, Item] = {}
+        self._rejects: dict[int, Reject] = {}
+        self._known: dict[int, KnownRow] = {}
+        self._facts: dict[int, Facts] = {}
+        self._vectors = np.zeros((len(shard.rows), options.dim), np.float32)
+        for position, row in enumerate(shard.rows):
+            if isinstance(row, Reject):
+                self._rejects[position] = row
+            else:
+                self._take(position, row, embedder_dim)
+
+    def __len__(self) -> int:
+        """Catalogue rows."""
+        return len(self._vectors)
+
+    @property
+    def reused(self) -> int:
+        return len(self._known)
+
+    @property
+    def rejected(self) -> int:
+        return len(self._rejects)
+
+    @property
+    def encoded(self) -> int:
+        return len(self) - self.reused - self.rejected
+
+    @property
+    def is_grouped(self) -> bool:
+        """Whether there are items that are one of several images of a thing, which the field `item` names."""
+        return any(item.id.rpartition("#")[0] == item.fields.get(ITEM) for item in self._items.values())
+
+    def contents(self) -> dict[int, Item]:
+        """What is to be encoded, or only opened where vectors are given, by position."""
+        return {
+            position: replace(item, fields={})
+            for position, item in self._items.items()
+            if item.image is not None or self._options.vectors is None
+        }
+
+    def plan(self, looked: Iterable[tuple[int, Looked, Facts | None]], batch_size: int) -> list[list[int]]:
+        """Take what is known, with its facts, and put the rest into batches."""
+        lengths = {}
+        for position, look, facts in looked:
+            if look.known is None or facts is None:
+                lengths[position] = look.length
+            else:
+                self._known[position], self._facts[position] = look.known, facts
+        return batches(lengths, batch_size)
+
+    def add(self, prepared: Prepared, vectors: Vectors | None) -> None:
+        """Take what came of a batch; without `vectors`, they were given."""
+        for position, reason in prepared.rejected.items():
+            self._reject(position, reason)
+        for position, facts in zip(prepared.positions, prepared.facts, strict=True):
+            self._facts[position] = facts
+            if vectors is not None:
+                self._set_vector(position, vectors[position])
+
+    def write(self, folder: Path) -> None:
+        """vectors.npy, items.parquet, rejects.jsonl and, if asked for, signatures.npy, in catalogue order."""
+        positions = [position for position in range(len(self)) if position not in self._rejects]
+        items = ItemWriter()
+        for position in positions:
+            item, facts = self._items[position], self._facts[position]
+            items.append(
+                id=item.id,
+                text=item.text,
+                image=self._paths[position],
+                thumbnail_sha256=facts.thumbnail_sha256,
+                content_sha256=facts.content_sha256,
+                fields=item.fields,
+            )
+        items.write(folder / ITEMS)
+        with VectorWriter(folder / VECTORS, self._options.dim, self._options.precision) as target:
+            for store, together in groupby(positions, key=self._store_of):
+                run = list(together)
+                if store is None:
+                    target.append(self._vectors[run])
+                else:
+                    rows = [self._known[position].row for position in run]
+                    copy_rows(store, rows, target, dim=self._options.dim, precision=self._options.precision)
+        write_rejects(folder / REJECTS, (reject for _, reject in sorted(self._rejects.items())))
+        if self._options.signatures:
+            blank = bytes(SIGNATURE_BYTES)
+            raw = b"".join(self._facts[position].signature or blank for position in positions)
+            signatures = np.frombuffer(raw, np.uint8).reshape(-1, SIGNATURE_BYTES)
+            np.save(folder / SIGNATURES, signatures, allow_pickle=False)
+
+    def _take(self, position: int, row: Item, embedder_dim: int) -> None:
+        text = printable_text(row.text) if row.text else None
+        item = replace(row, id=printable_text(row.id), text=text)
+        path = image_name(row.image, self._root)
+        self._paths[position] = None if path is None else printable_text(path)
+        self._items[position] = item
+        if row.image is None and not (text and text.strip()):
+            self._reject(position, "it has neither text nor image")
+        elif self._options.vectors is not None:
+            fields = dict(row.fields)
+            given = _given_vector(fields.pop(self._options.vectors, None), embedder_dim)
+            self._items[position] = replace(item, fields=fields)
+            self._facts[position] = Facts(None, None, None)
+            self._set_vector(position, given)
+
+    def _set_vector(self, position: int, vector: np.ndarray | str) -> None:
+        if isinstance(vector, str):
+            self._reject(position, vector)
+            return
+        [short] = truncated(vector[None], self._options.dim)
+        if np.isfinite(short).all():
+            self._vectors[position] = short
+        else:
+            self._reject(position, "its embedding is not finite")
+
+    def _reject(self, position: int, reason: str) -> None:
+        self._rejects[position] = Reject(self._items.pop(position).id, self._paths[position], reason)
+
+    def _store_of(self, position: int) -> Any:
+        return self._known[position].store if position in self._known else None
+
+
+def _given_vector(value: Any, dim: int) -> np.ndarray | str:
+    """A unit row [dim] of what a catalogue's field holds, or why it is none."""
+    if value is None:
+        return "its vector is missing"
+    try:
+        vector = np.asarray(value, dtype=np.float32)
+    except (TypeError, ValueError):
+        return "its vector is not a list of numbers"
+    if vector.shape != (dim,):
+        return f"its vector has shape {list(vector.shape)}, and the embedder's have [{dim}]"
+    with np.errstate(divide="ignore", invalid="ignore"):
+        return vector / np.linalg.norm(vector)

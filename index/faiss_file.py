@@ -1,0 +1,148 @@
+"""`index.faiss` is read with suspicion: FAISS itself trusts a file, and reads from whatever one it names.
+
+Callers compare the checksum first. Then the sizes must be plausible, no single allocation may exceed the file, and only
+index types that this project makes are taken; anything else is refused by its name.
+"""
+
+import struct
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import faiss
+
+from fanoise.errors import ArtifactError, InputError
+
+INDEX_TYPES = frozenset(
+    {
+        "IndexFlat",
+        "IndexFlatIP",
+        "IndexFlatL2",
+        "IndexHNSWFlat",
+        "IndexHNSWSQ",
+        "IndexIVFFlat",
+        "IndexIVFPQ",
+        "IndexIVFPQFastScan",
+        "IndexIVFRaBitQ",
+        "IndexIVFRaBitQFastScan",
+        "IndexIVFScalarQuantizer",
+        "IndexPQ",
+        "IndexPQFastScan",
+        "IndexPreTransform",
+        "IndexRaBitQ",
+        "IndexRaBitQFastScan",
+        "IndexRefine",
+        "IndexRefineFlat",
+        "IndexScalarQuantizer",
+    }
+)
+TRANSFORMS = frozenset(
+    {
+        "CenteringTransform",
+        "HadamardRotation",
+        "LinearTransform",
+        "NormalizationTransform",
+        "OPQMatrix",
+        "PCAMatrix",
+        "RandomRotationMatrix",
+    }
+)
+INVERTED_LISTS = frozenset({"ArrayInvertedLists", "BlockInvertedLists"})  # not those in a file that the index names
+
+_HEADER = struct.Struct("<4siq")  # which kind, d, ntotal
+_LEAST_LIMIT = 1 << 28
+"""Bytes: tables that are computed from a small file may be larger than it."""
+_reading = threading.Lock()  # the limits are global to the process
+
+
+def read_header(path: Path) -> tuple[int, int]:
+    """(dim, rows) from the first bytes of a FAISS file. Raises ArtifactError for a file too short to be one."""
+    with path.open("rb") as file:
+        start = file.read(_HEADER.size)
+    if len(start) < _HEADER.size:
+        raise ArtifactError(f"{path} has {len(start)} bytes, too few for a FAISS index")
+    _, dim, rows = _HEADER.unpack(start)
+    return dim, rows
+
+
+def read_index(path: Path, *, rows: int, dim: int) -> faiss.Index:
+    """Read an index of `rows` inner-product vectors of `dim`, whose checksum has been compared.
+
+    Raises: ArtifactError for another size or metric, for a file that asks for more memory than it has bytes, and for
+        index types other than INDEX_TYPES, by name.
+    """
+    found_dim, found_rows = read_header(path)
+    if (found_rows, found_dim) != (rows, dim):
+        raise ArtifactError(f"{path} holds {found_rows} vectors of dim {found_dim}, not {rows} of dim {dim}")
+    # a file of inverted lists that the index names is looked for beside it, where there is none
+    flags = faiss.IO_FLAG_ONDISK_SAME_DIR | faiss.IO_FLAG_SKIP_PRECOMPUTE_TABLE
+    try:
+        with _limits(size=path.stat().st_size, loops=max(rows, dim)):
+            index = faiss.read_index(str(path), flags)
+    except RuntimeError as error:
+        raise ArtifactError(f"{path} cannot be read ({faiss_reason(error)})") from error
+    if index.metric_type != faiss.METRIC_INNER_PRODUCT:
+        raise ArtifactError(f"{path} has another metric than the inner product")
+    if (index.ntotal, index.d) != (rows, dim):
+        raise ArtifactError(f"{path} holds {index.ntotal} vectors of dim {index.d}, not {rows} of dim {dim}")
+    unknown = next(unexpected_parts(index), None)
+    if unknown is not None:
+        raise ArtifactError(f"{path} holds a {unknown}, which is not one of the types that are read")
+    return index
+
+
+def check_types(index: faiss.Index, factory: str) -> None:
+    """Raise InputError, naming the part, for a factory string whose index `read_index` would refuse."""
+    if index.metric_type != faiss.METRIC_INNER_PRODUCT:
+        raise InputError(f"factory {factory!r} makes an index without inner products; use another, such as HNSW32")
+    unknown = next(unexpected_parts(index), None)
+    if unknown is not None:
+        raise InputError(
+            f"factory {factory!r} makes a {unknown}, which is not supported; use flat, IVF (with flat, PQ, SQ or "
+            "RaBitQ), HNSW, PQ, SQ or RaBitQ, behind OPQ or PCA and before RFlat where wanted"
+        )
+
+
+def unexpected_parts(index: faiss.Index) -> Iterator[str]:
+    """Names of the types within an index, at any depth, that are not on the lists above."""
+    index = faiss.downcast_index(index)
+    name = type(index).__name__
+    if name not in INDEX_TYPES:
+        yield name
+    elif isinstance(index, faiss.IndexPreTransform):
+        for i in range(index.chain.size()):
+            transform = type(faiss.downcast_VectorTransform(index.chain.at(i))).__name__
+            if transform not in TRANSFORMS:
+                yield transform
+        yield from unexpected_parts(index.index)
+    elif isinstance(index, faiss.IndexRefine):
+        yield from unexpected_parts(index.base_index)
+        yield from unexpected_parts(index.refine_index)
+    elif isinstance(index, faiss.IndexIVF):
+        lists = type(faiss.downcast_InvertedLists(index.invlists)).__name__
+        if lists not in INVERTED_LISTS:
+            yield lists
+        yield from unexpected_parts(index.quantizer)
+    elif isinstance(index, faiss.IndexHNSW):
+        yield from unexpected_parts(index.storage)
+
+
+def faiss_reason(error: RuntimeError) -> str:
+    """FAISS's message without its C++ signature and file."""
+    lines = str(error).strip().splitlines() or [""]
+    return lines[0].split(".cpp:", 1)[-1].split(": ", 1)[-1].removeprefix("Error: ").strip()
+
+
+@contextmanager
+def _limits(*, size: int, loops: int) -> Iterator[None]:
+    """No vector larger than the file, no loop longer than the rows (or dimensions) there are."""
+    with _reading:
+        before = faiss.get_deserialization_vector_byte_limit(), faiss.get_deserialization_loop_limit()
+        faiss.set_deserialization_vector_byte_limit(max(size, _LEAST_LIMIT))
+        faiss.set_deserialization_loop_limit(loops)
+        try:
+            yield
+        finally:
+            faiss.set_deserialization_vector_byte_limit(before[0])
+            faiss.set_deserialization_loop_limit(before[1])

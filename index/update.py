@@ -1,0 +1,276 @@
+"""Change an index: add, update, delete, compact. Each commits a new generation; searching goes on in the one before.
+
+FAISS types such as HNSW cannot forget a row. So a deleted row keeps its place and its vector, and is only marked: its
+number goes into deleted.npy, and no search returns it. `compact` makes an index without such rows.
+"""
+
+import json
+import shutil
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import faiss
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from tqdm import tqdm
+
+from fanoise.catalog import Item, read_catalog
+from fanoise.errors import ArtifactError, InputError
+from index.build import catalog_ref, write_faiss
+from index.encoding.items import encode_items
+from index.factory import add_rows, choose_factory, measure_overlap
+from index.faiss_file import read_index
+from index.filters import FieldFilter
+from index.generations import Writer, writing
+from index.items import Items, concat_items, field_names, printable_text, read_items, write_items
+from index.manifest import (
+    DELETED,
+    FAISS_INDEX,
+    GENERATION_FILES,
+    ITEMS,
+    REBUILD,
+    REJECTS,
+    VECTORS,
+    Manifest,
+)
+from index.store import VectorStore, VectorWriter, read_deleted, write_deleted
+
+if TYPE_CHECKING:
+    from fanoise.embedder import Embedder
+
+Existing = Literal["refuse", "replace", "require"]
+
+_NEW = "new"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Change:
+    """What a command did to an index; `manifest` is the current one, an older one where there was nothing to do."""
+
+    manifest: Manifest
+    added: int = 0
+    """Rows that are new, those that replace others among them."""
+    deleted: int = 0
+    """Rows that are gone, those that were replaced among them."""
+    rejected: int = 0
+
+
+def add_items(
+    embedder: "Embedder",
+    catalog: str | Path,
+    folder: str | Path,
+    *,
+    existing: Existing = "refuse",
+    text: str | None = None,
+    image: str | None = None,
+    batch_size: int = 32,
+    progress: bool = True,
+) -> Change:
+    """Append the rows of a catalogue to an index. Only they are encoded.
+
+    Args:
+        existing: what of ids that are in the index already? `refuse` them; let the new rows `replace` the old ones; or
+            `require` them, so that rows are replaced and none is new. In an index that groups several rows to an item,
+            new rows replace all rows of their item. A row that is rejected replaces nothing.
+        text, image: which columns are embedded, as in `read_catalog`; default as in the build.
+    Raises: InputError for ids that are in the index, or not; CatalogError for a bad catalogue; ArtifactError for
+        another embedder or a damaged index. Nothing is changed then.
+    """
+    catalog = Path(catalog)
+    with writing(Path(folder), "update" if existing == "require" else "add", create=False) as writer:
+        assert writer.manifest is not None
+        old = writer.manifest
+        old.check_embedder(writer.folder, embedder)
+        text = old.catalog.text if text is None else text
+        image = old.catalog.options.get("image", "image") if image is None else image
+        current = _Current(writer)
+        # Read once before encoding: ids that cannot be taken are found in seconds.
+        asked = [_names_of(item, old.group_by) for item in read_catalog(catalog, text=text, image=image)]
+        _check_existing(existing, asked, current.known({name for names in asked for name in names}), catalog)
+        new = writer.stage / _NEW
+        new.mkdir()
+        with tqdm(total=len(asked), unit=" items", desc=f"Encoding {catalog.name}", disable=not progress) as bar:
+            encode_items(
+                embedder,
+                read_catalog(catalog, text=text, image=image),
+                new,
+                thumbnails=writer.folder,
+                root=catalog if catalog.is_dir() else catalog.parent,
+                batch_size=batch_size,
+                dim=old.dim,
+                precision=old.precision,
+                advance=bar.update,
+            )
+        added = read_items(new / ITEMS)
+        names = _names(added, old.group_by)
+        replaced = np.empty(0, np.int64) if existing == "refuse" else current.rows_named(names)
+        rejected = _merge_ledgers(current.folder / REJECTS, new / REJECTS, writer.stage / REJECTS, names)
+        overlap = _join(writer, current, new, added, replaced)
+        shutil.rmtree(new)
+        ref = catalog_ref(catalog, writer.folder, text=text, image=image)
+        manifest = writer.commit(ann_overlap=overlap, added=[*(r for r in old.added if r != ref), ref])
+        return Change(manifest=manifest, added=len(added), deleted=len(replaced), rejected=rejected)
+
+
+def delete_items(
+    folder: str | Path,
+    *,
+    ids: Collection[str] = (),
+    where: Mapping[str, Any] | None = None,
+    missing_ok: bool = False,
+) -> Change:
+    """Delete the items with these ids, and those that match the filter.
+
+    Args:
+        missing_ok: ids that are not in the index are no mistake.
+    Raises: InputError for unknown ids or fields, for nothing to delete by, and for all items.
+    """
+    if not ids and not where:
+        raise InputError("nothing says which items to delete; give ids (--id, --ids-file) or a filter (--where)")
+    ids = {printable_text(id) for id in ids}  # as the index spells them
+    with writing(Path(folder), "delete", create=False) as writer:
+        current = _Current(writer, names=(ITEMS, DELETED))
+        named = current.rows_named(ids)
+        missing = ids - current.known(ids)
+        if missing and not missing_ok:
+            raise InputError(
+                f"{len(missing)} of {len(ids)} ids are not in the index, for example {min(missing)!r}; "
+                "check them, or pass --missing-ok"
+            )
+        if where:
+            named = np.union1d(named, np.flatnonzero(current.live & current.matching(where)))
+        if not len(named):
+            return Change(manifest=current.manifest)
+        if len(named) == current.manifest.live:
+            raise InputError(
+                f"that would delete all {len(named)} items, and an index cannot be empty; remove the folder "
+                f"{writer.folder}, or put another index there with {REBUILD}"
+            )
+        writer.keep(VECTORS, ITEMS, FAISS_INDEX, REJECTS)
+        write_deleted(writer.stage / DELETED, np.union1d(current.deleted, named))
+        return Change(manifest=writer.commit(), deleted=len(named))
+
+
+def compact_index(folder: str | Path, *, factory: str | None = None) -> Change:
+    """Write the index without its deleted rows, and train FAISS again on what is left.
+
+    Args:
+        factory: another FAISS factory string, or `auto`; default that of the index.
+    Raises: InputError for a factory that does not suit the rows.
+    """
+    with writing(Path(folder), "compact", create=False) as writer:
+        current = _Current(writer)
+        old = current.manifest
+        choice = None if factory is None else choose_factory(factory, old.dim)
+        with VectorWriter(writer.stage / VECTORS, old.dim, old.precision) as vectors:
+            vectors.copy(current.vectors, np.flatnonzero(current.live))
+        write_items(writer.stage / ITEMS, concat_items([current.table.filter(pa.array(current.live))]))
+        writer.keep(REJECTS)
+        changes: dict[str, Any] = {"curve": []}
+        if choice is not None:
+            changes |= {"factory": choice.factory, "factory_reason": choice.reason, "search": {}}
+        changes["ann_overlap"] = write_faiss(writer.stage, choice.factory if choice else old.factory)
+        return Change(manifest=writer.commit(**changes), deleted=old.deleted)
+
+
+class _Current:
+    """The generation that is being changed, its files compared with their checksums before they are copied."""
+
+    def __init__(self, writer: Writer, names: Collection[str] = GENERATION_FILES) -> None:
+        assert writer.manifest is not None and writer.current is not None
+        self.manifest, self.folder = writer.manifest, writer.current
+        for problem in self.manifest.file_problems(writer.folder, names=names):
+            raise ArtifactError(f"{problem}; restore it or rebuild the index with {REBUILD}")
+        self.deleted = read_deleted(self.folder / DELETED, self.manifest.count)
+        self.table = read_items(self.folder / ITEMS)
+        self.live = np.ones(self.manifest.count, dtype=bool)
+        self.live[self.deleted] = False
+
+    @property
+    def vectors(self) -> VectorStore:
+        return VectorStore.open(self.folder / VECTORS)
+
+    def matching(self, where: Mapping[str, Any]) -> np.ndarray:
+        return FieldFilter(Items.of(self.table, self.deleted)).mask(where)
+
+    def rows_named(self, names: Collection[str]) -> np.ndarray:
+        """Live rows whose id, or whose group's value, is one of these."""
+        wanted = pa.array(list(names), pa.string())
+        mask = np.zeros(self.manifest.count, dtype=bool)
+        for column in _name_columns(self.table, self.manifest.group_by):
+            mask |= pc.is_in(column, value_set=wanted).to_numpy()
+        return np.flatnonzero(mask & self.live)
+
+    def known(self, names: Collection[str]) -> set[str]:
+        """Those of these names that are the id, or the group's value, of a live row."""
+        asked, live = pa.array(list(names), pa.string()), pa.array(self.live)
+        found: set[str] = set()
+        for column in _name_columns(self.table, self.manifest.group_by):
+            found.update(asked.filter(pc.is_in(asked, value_set=column.filter(live).combine_chunks())).to_pylist())
+        return found
+
+
+def _name_columns(table: pa.Table, group_by: str | None) -> list[pa.ChunkedArray]:
+    columns = [table["id"]]
+    if group_by is not None and group_by in field_names(table):
+        columns.append(pc.cast(pc.struct_field(table["fields"], group_by), pa.string()))
+    return columns
+
+
+def _names(table: pa.Table, group_by: str | None) -> set[str]:
+    return {name for column in _name_columns(table, group_by) for name in column.drop_null().to_pylist()}
+
+
+def _names_of(item: Item, group_by: str | None) -> tuple[str, str]:
+    """Id and group of a row that is not encoded yet; where it has no group, the id twice."""
+    group = None if group_by is None else item.fields.get(group_by)
+    id = printable_text(item.id)
+    return id, id if group is None else printable_text(str(group))
+
+
+def _check_existing(existing: Existing, asked: Sequence[tuple[str, str]], known: set[str], catalog: Path) -> None:
+    if existing == "refuse":
+        odd = [id for id, _ in asked if id in known]
+        what, remedy = "already", "replace those rows by `index update` or --replace, or give the new ones other ids"
+    elif existing == "require":
+        odd = [id for id, group in asked if id not in known and group not in known]
+        what, remedy = "not", "to add them as well, use `index add --replace`"
+    else:
+        return
+    if odd:
+        raise InputError(f"ids of {catalog} are {what} in the index ({len(odd)}, for example {odd[0]!r}); {remedy}")
+
+
+def _join(writer: Writer, current: _Current, new: Path, added: pa.Table, replaced: np.ndarray) -> float:
+    """Write the files of both, one after the other, into the stage; returns the overlap with exact search."""
+    stage, old = writer.stage, current.manifest
+    new_vectors = VectorStore.open(new / VECTORS)
+    with VectorWriter(stage / VECTORS, old.dim, old.precision) as vectors:
+        vectors.copy(current.vectors)
+        vectors.copy(new_vectors)
+    write_items(stage / ITEMS, concat_items([current.table, added]))
+    write_deleted(stage / DELETED, np.union1d(current.deleted, replaced))
+    ann = read_index(current.folder / FAISS_INDEX, rows=old.count, dim=old.dim)
+    try:
+        add_rows(ann, new_vectors)
+    except RuntimeError:  # a type that FAISS cannot add to
+        return write_faiss(stage, old.factory)
+    faiss.write_index(ann, str(stage / FAISS_INDEX))
+    return measure_overlap(ann, VectorStore.open(stage / VECTORS))
+
+
+def _merge_ledgers(old: Path, new: Path, target: Path, indexed: set[str]) -> int:
+    """The old rejects but those that are indexed now or rejected again, then the new ones; returns their number."""
+    again, before = _read_ledger(new), _read_ledger(old)
+    settled = indexed | set(again)
+    kept = [line for id, line in before.items() if id not in settled]
+    target.write_text("".join([*kept, *again.values()]), encoding="utf-8")
+    return len(again)
+
+
+def _read_ledger(path: Path) -> dict[str, str]:
+    with path.open(encoding="utf-8") as file:  # str.splitlines would also split at U+2028, which JSON leaves alone
+        return {json.loads(line)["id"]: line for line in file}

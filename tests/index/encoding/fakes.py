@@ -1,0 +1,107 @@
+"""An embedder that costs nothing but has both halves of a real one, and catalogues for it; also as a child process.
+
+python -m tests.index.encoding.fakes '{"catalog": ..., "out": ..., and fields of Build; "delay_s": per batch}'
+"""
+
+import hashlib
+import json
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+
+from fanoise.catalog import Item
+from fanoise.errors import ImageError, cli_errors
+from fanoise.images import open_image
+
+DIM = 16
+
+
+class Model(torch.nn.Module):
+    """Passes on what `collate` made of the rows, and writes down how many there were."""
+
+    def __init__(self, delay_s: float) -> None:
+        super().__init__()
+        self.weight = torch.nn.Parameter(torch.zeros(1))
+        self.delay_s = delay_s
+        self.batches: list[int] = []
+
+    def forward(self, batch: dict[str, torch.Tensor]) -> torch.Tensor:
+        self.batches.append(len(batch["vectors"]))
+        time.sleep(self.delay_s)
+        return batch["vectors"] + self.weight
+
+
+class SplitEmbedder:
+    """A vector is a fixed random function of the text and of the mean colours, as of the first conftest's embedder."""
+
+    dim = DIM
+
+    def __init__(self, path: str = "split", *, weights: str = "w1", delay_s: float = 0.0) -> None:
+        self.path = self.name = path
+        self.noise: dict[str, Any] = {}
+        self.fingerprint = {"weights": weights, "dim": str(DIM)}
+        self.module = Model(delay_s)
+
+    def collate(self, items: Sequence[Item], role: str) -> dict[str, torch.Tensor]:
+        assert role == "item"
+        return {"vectors": torch.from_numpy(np.stack([vector_of(item) for item in items]))}
+
+    def encode(self, items: Sequence[Item], *, role: str = "item", batch_size: int = 32) -> np.ndarray:
+        return np.stack([vector_of(item) for item in items])
+
+
+def vector_of(item: Item) -> np.ndarray:
+    if item.text == "refused":
+        raise ImageError("too thin for the vision tower")
+    vector = np.zeros(DIM)
+    if item.text:
+        seed = int.from_bytes(hashlib.sha256(item.text.encode()).digest()[:8], "big")
+        vector += np.random.default_rng(seed).normal(size=DIM)
+    if item.image is not None:
+        pixels = np.asarray(open_image(item.image).resize((2, 2)), dtype=float).ravel() / 255 - 0.5
+        vector += np.random.default_rng(7).normal(size=(DIM, 12)) @ pixels
+    return (vector / np.linalg.norm(vector)).astype(np.float32)
+
+
+def draw(path: Path, number: int, size: tuple[int, int] = (48, 36)) -> None:
+    """A picture of 6 × 5 coloured patches, another one for each number."""
+    pixels = np.random.default_rng(number).integers(0, 256, size=(5, 6, 3), dtype=np.uint8)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(pixels).resize(size, Image.Resampling.BILINEAR).save(path)
+
+
+def write_catalog(path: Path, count: int, *, images: int = 0, text: str = "thing number {}") -> Path:
+    """JSONL with id, text, price, and a picture of their own for every second of the first rows, `images` in all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    rows = []
+    for i in range(count):
+        row: dict[str, Any] = {"id": f"r{i}", "text": text.format(i) + " and more" * (i * 7 % 5), "price": i}
+        if i % 2 == 0 and i < 2 * images:
+            row["image"] = f"pictures/{i}.png"
+            if not (path.parent / row["image"]).exists():
+                draw(path.parent / row["image"], i)
+        rows.append(row)
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+def main() -> None:
+    from index.build import Build
+
+    options = json.loads(sys.argv[1])
+    embedder: Any = SplitEmbedder(delay_s=options.pop("delay_s", 0.0))
+    catalog, out = Path(options.pop("catalog")), Path(options.pop("out"))
+    with cli_errors():
+        built = Build(embedder=embedder, catalog=catalog, out=out, progress=False, **options).run()
+    counts = {name: getattr(built, name) for name in ("encoded", "reused", "removed", "rejected")}
+    print(json.dumps({"done": built.manifest is not None, "here": sum(embedder.module.batches), **counts}))
+
+
+if __name__ == "__main__":
+    main()

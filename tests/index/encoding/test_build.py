@@ -1,0 +1,428 @@
+"""A build from end to end: broken off and gone on with, by several processes, and again on a changed catalogue."""
+
+import json
+import random
+import signal
+import time
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+import index.build
+from fanoise.catalog import read_catalog
+from fanoise.embedder import Embedder
+from fanoise.errors import CatalogError, InputError
+from index.build import Build, build_index
+from index.manifest import Manifest
+from index.search import Index
+from index.verify import verify_index
+from tests.index.encoding.fakes import DIM, SplitEmbedder, draw, vector_of, write_catalog
+
+
+def build(embedder, catalog, out, **options):
+    return Build(embedder=embedder, catalog=catalog, out=out, **{"progress": False, "workers": 0} | options).run()
+
+
+def counts(built):
+    return built.encoded, built.reused, built.removed, built.rejected
+
+
+def generation(folder):
+    return Manifest.read(folder).generation_in(folder)
+
+
+def check(folder, catalog, *, without=()):
+    """The index holds every row of the catalogue, once and in order, with its own vector and thumbnail."""
+    rows = [row for row in read_catalog(catalog) if row.id not in without]
+    index = Index.open(folder)
+    assert index.ids == [row.id for row in rows]
+    assert np.array_equal(index.vectors.rows(slice(None)), np.stack([vector_of(row) for row in rows]))
+    assert [digest is not None for digest in index.thumbnail_digests] == [row.image is not None for row in rows]
+    assert verify_index(folder) == []
+    assert not (folder / "encoding").exists()
+    shown = {index.thumbnail(row) for row in range(len(rows))} - {None}
+    assert len(shown) == sum(row.image is not None for row in rows)
+
+
+def contents(folder):
+    return {path.name: path.read_bytes() for path in generation(folder).iterdir()}
+
+
+def shards(folder):
+    return sorted(path.name for path in (folder / "encoding").glob("*/shard-*"))
+
+
+# going on
+
+
+def test_a_build_that_was_killed_at_any_moment_goes_on(spawn, run_build, tmp_path):
+    catalog = write_catalog(tmp_path / "c.jsonl", 120, images=20)
+    options = {"catalog": catalog, "out": tmp_path / "index", "shard_rows": 10, "batch_size": 5, "delay_s": 0.05}
+    rng = random.Random(5)
+    for moment in range(6):
+        process = spawn(**options, workers=moment % 3)
+        began = time.monotonic()
+        before = len(shards(tmp_path / "index"))
+        while process.poll() is None and len(shards(tmp_path / "index")) < before + 1 + moment % 2:
+            assert time.monotonic() - began < 120
+            time.sleep(0.005)
+        time.sleep(rng.uniform(0, 0.2))
+        assert process.poll() is None, process.communicate()
+        process.kill()
+        process.wait()
+        assert not (tmp_path / "index" / "manifest.json").exists()
+    kept = 10 * len(shards(tmp_path / "index"))
+    assert 60 <= kept < 120
+    result = run_build(**options)
+    assert result["done"] and result["here"] == 120 - kept  # what was finished is not encoded again
+    assert (result["encoded"], result["reused"], result["rejected"]) == (120, 0, 0)
+    check(tmp_path / "index", catalog)
+    build(SplitEmbedder(), catalog, tmp_path / "whole", shard_rows=10, batch_size=5)
+    assert contents(tmp_path / "whole") == contents(tmp_path / "index")
+
+
+def test_ctrl_c_keeps_what_is_finished(spawn, run_build, tmp_path):
+    catalog = write_catalog(tmp_path / "c.jsonl", 60)
+    options = {"catalog": catalog, "out": tmp_path / "index", "shard_rows": 10, "batch_size": 5, "workers": 1}
+    process = spawn(**options, delay_s=0.2)
+    while not shards(tmp_path / "index"):
+        time.sleep(0.01)
+    process.send_signal(signal.SIGINT)
+    _, err = process.communicate(timeout=60)
+    assert (process.returncode, err) == (130, "interrupted\n")
+    kept = 10 * len(shards(tmp_path / "index"))
+    assert 10 <= kept < 60
+    assert run_build(**options)["here"] == 60 - kept
+    check(tmp_path / "index", catalog)
+
+
+def test_an_error_after_encoding_costs_no_row(split, tmp_path, monkeypatch):
+    catalog = write_catalog(tmp_path / "c.jsonl", 30)
+
+    def fail(*args):
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch, pytest.raises(OSError, match="No space"):
+        patch.setattr(index.build, "write_faiss", fail)
+        build(split, catalog, tmp_path / "index", shard_rows=10)
+    assert len(split.module.batches) == 3
+    assert counts(build(split, catalog, tmp_path / "index", shard_rows=10)) == (30, 0, 0, 0)
+    assert len(split.module.batches) == 3
+    check(tmp_path / "index", catalog)
+
+
+def test_killed_right_after_the_commit_it_leaves_shards_that_do_not_harm(split, tmp_path, monkeypatch):
+    catalog = write_catalog(tmp_path / "c.jsonl", 30)
+    with monkeypatch.context() as patch:
+        patch.setattr(index.build, "remove_finished", lambda *_: None)
+        build(split, catalog, tmp_path / "index", shard_rows=10)
+    assert len(shards(tmp_path / "index")) == 3
+    write_catalog(catalog, 31)
+    assert counts(build(split, catalog, tmp_path / "index", shard_rows=10)) == (1, 30, 0, 0)
+    check(tmp_path / "index", catalog)
+
+
+def test_broken_off_and_with_another_catalogue_rows_are_still_known(split, tmp_path, monkeypatch):
+    catalog = write_catalog(tmp_path / "c.jsonl", 40, images=10)
+
+    def stop(*args, **options):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(index.build, "assemble", stop)
+        build(split, catalog, tmp_path / "index", shard_rows=10)
+    write_catalog(catalog, 45, images=10)
+    split.module.batches.clear()
+    assert counts(build(split, catalog, tmp_path / "index", shard_rows=7)) == (5, 40, 0, 0)
+    assert sum(split.module.batches) == 5
+    check(tmp_path / "index", catalog)
+
+
+def test_what_was_rejected_is_tried_again_and_the_rest_is_not(split, tmp_path, monkeypatch):
+    catalog = write_catalog(tmp_path / "c.jsonl", 40, images=10)
+    good = (tmp_path / "pictures" / "4.png").read_bytes()
+    (tmp_path / "pictures" / "4.png").write_bytes(b"broken")
+    (tmp_path / "pictures" / "6.png").rename(tmp_path / "away.png")
+
+    def stop(*args, **options):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(index.build, "write_faiss", stop)
+        build(split, catalog, tmp_path / "index", shard_rows=10)
+    (tmp_path / "pictures" / "4.png").write_bytes(good)
+    split.module.batches.clear()
+    built = build(split, catalog, tmp_path / "index", shard_rows=10)
+    assert sum(split.module.batches) == 1
+    assert counts(built) == (30 + 1, 8, 0, 1)
+    check(tmp_path / "index", catalog, without=["r6"])
+    (tmp_path / "away.png").rename(tmp_path / "pictures" / "6.png")
+    assert counts(build(split, catalog, tmp_path / "index", shard_rows=10)) == (1, 39, 0, 0)
+    check(tmp_path / "index", catalog)
+
+
+def test_a_third_of_rejects_is_not_an_index_if_a_tenth_is_allowed(split, tmp_path):
+    catalog = write_catalog(tmp_path / "c.jsonl", 30, images=10)
+    for i in range(0, 20, 2):
+        (tmp_path / "pictures" / f"{i}.png").rename(tmp_path / f"{i}.png")
+    with pytest.raises(CatalogError, match=r"10 of 30 rows were rejected, .* 10× file not found"):
+        build(split, catalog, tmp_path / "index", most_rejects=0.1)
+    assert not (tmp_path / "index" / "manifest.json").exists()
+    for i in range(0, 20, 2):
+        (tmp_path / f"{i}.png").rename(tmp_path / "pictures" / f"{i}.png")
+    split.module.batches.clear()
+    assert counts(build(split, catalog, tmp_path / "index", most_rejects=0.1)) == (10, 20, 0, 0)
+    assert sum(split.module.batches) == 10
+    check(tmp_path / "index", catalog)
+
+
+def test_a_catalogue_that_changes_while_it_is_read_is_not_mixed(split, tmp_path, monkeypatch):
+    catalog = write_catalog(tmp_path / "c.jsonl", 30)
+    forward = split.module.forward
+
+    def change(batch):
+        if not split.module.batches:
+            write_catalog(catalog, 31, text="other {}")
+        return forward(batch)
+
+    monkeypatch.setattr(split.module, "forward", change)
+    with pytest.raises(CatalogError, match=r"c\.jsonl was changed while it was read"):
+        build(split, catalog, tmp_path / "index", shard_rows=10, batch_size=5)
+    assert not (tmp_path / "index" / "manifest.json").exists()
+    build(split, catalog, tmp_path / "index", shard_rows=10)
+    check(tmp_path / "index", catalog)
+
+
+# again
+
+
+def test_an_unchanged_catalogue_is_not_encoded_again(split, tmp_path):
+    catalog = write_catalog(tmp_path / "c.jsonl", 50, images=10)
+    build(split, catalog, tmp_path / "index")
+    before = contents(tmp_path / "index")
+    split.module.batches.clear()
+    built = build(split, catalog, tmp_path / "index")
+    assert counts(built) == (0, 50, 0, 0) and split.module.batches == []
+    assert contents(tmp_path / "index") == before
+    assert built.manifest.generation == 2
+    check(tmp_path / "index", catalog)
+
+
+def test_only_what_changed_is_encoded_and_what_is_gone_disappears(split, tmp_path):
+    catalog = write_catalog(tmp_path / "c.jsonl", 50, images=10)
+    build(split, catalog, tmp_path / "index")
+    rows = [json.loads(line) for line in catalog.read_text().splitlines()]
+    draw(tmp_path / "pictures" / "8.png", 800)  # another picture under the same name
+    rows[3]["text"] = "something else"
+    rows[5]["price"] = -1  # a field is not encoded
+    rows[7]["id"] = "renamed"  # nor is the id
+    moved = [rows[20], *rows[:9], *rows[12:20], *rows[21:], {"id": "new", "text": "new one"}]
+    catalog.write_text("".join(json.dumps(row) + "\n" for row in moved))
+    split.module.batches.clear()
+    built = build(split, catalog, tmp_path / "index")
+    assert counts(built) == (3, 45, 4, 0)  # 8, 3 and new; without 9, 10, 11 and r7
+    assert sum(split.module.batches) == 3
+    check(tmp_path / "index", catalog)
+    fields = pq.read_table(generation(tmp_path / "index") / "items.parquet")["fields"].to_pylist()
+    assert [one["price"] for one in fields] == [row.get("price") for row in moved]
+
+
+def test_rows_that_were_added_and_those_that_were_deleted_are_known_as_well(split, tmp_path):
+    from index.update import add_items, delete_items
+
+    catalog = write_catalog(tmp_path / "c.jsonl", 30)
+    more = write_catalog(tmp_path / "more.jsonl", 35)
+    build(split, catalog, tmp_path / "index")
+    add_items(split, more, tmp_path / "index", existing="replace", progress=False)
+    delete_items(tmp_path / "index", ids=["r3", "r34"])
+    split.module.batches.clear()
+    assert counts(build(split, more, tmp_path / "index")) == (0, 35, 0, 0)
+    assert split.module.batches == []
+    check(tmp_path / "index", more)
+
+
+@pytest.mark.parametrize("options", [{"fresh": True}, {"weights": "w2"}])
+def test_another_embedder_or_fresh_encodes_every_row(tmp_path, options):
+    catalog = write_catalog(tmp_path / "c.jsonl", 20)
+    build(SplitEmbedder(), catalog, tmp_path / "index")
+    other = SplitEmbedder(weights=options.pop("weights", "w1"))
+    assert counts(build(other, catalog, tmp_path / "index", **options)) == (20, 0, 0, 0)
+    check(tmp_path / "index", catalog)
+
+
+def test_a_damaged_index_lends_no_vectors(split, tmp_path):
+    catalog = write_catalog(tmp_path / "c.jsonl", 20)
+    build(split, catalog, tmp_path / "index")
+    path = generation(tmp_path / "index") / "vectors.npy"
+    data = bytearray(path.read_bytes())
+    data[-3] ^= 1
+    path.write_bytes(bytes(data))
+    assert counts(build(split, catalog, tmp_path / "index"))[:2] == (20, 0)
+    check(tmp_path / "index", catalog)
+
+
+@pytest.mark.parametrize(("precision", "dim", "reused"), [("int8", None, 20), ("fp16", 8, 20), ("fp32", 8, 20)])
+def test_full_vectors_serve_for_smaller_ones(split, tmp_path, precision, dim, reused):
+    catalog = write_catalog(tmp_path / "c.jsonl", 20)
+    build(split, catalog, tmp_path / "index")
+    build(split, catalog, tmp_path / "direct", precision=precision, dim=dim)
+    assert build(split, catalog, tmp_path / "index", precision=precision, dim=dim).reused == reused
+    assert contents(tmp_path / "index")["vectors.npy"] == contents(tmp_path / "direct")["vectors.npy"]
+    assert build(split, catalog, tmp_path / "index").reused == 0  # and not the other way round
+    check(tmp_path / "index", catalog)
+
+
+# what is in it
+
+
+def test_several_images_of_a_row_are_grouped(split, tmp_path):
+    for i in range(3):
+        draw(tmp_path / f"{i}.png", i)
+    rows = [{"id": "a", "image": ["0.png", "1.png"]}, {"id": "b", "image": "2.png"}]
+    (tmp_path / "c.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    assert build(split, tmp_path / "c.jsonl", tmp_path / "index").manifest.group_by == "item"
+    assert Index.open(tmp_path / "index").ids == ["a#0", "a#1", "b"]
+    rows = [{"id": "a", "image": "0.png", "item": "b"}, {"id": "a#1", "image": "1.png", "item": "x"}]
+    (tmp_path / "c.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    assert build(split, tmp_path / "c.jsonl", tmp_path / "index").manifest.group_by is None
+
+
+def test_near_duplicates_of_a_build(split, tmp_path):
+    catalog = write_catalog(tmp_path / "c.jsonl", 20, images=10)
+    for i in (6, 14):
+        draw(tmp_path / "pictures" / f"{i}.png", 2, size=(90, 70))
+    built = build(split, catalog, tmp_path / "index", near_duplicates="report", shard_rows=4)
+    assert (built.duplicates, built.rejected) == (2, 0)
+    values = Index.open(tmp_path / "index").values("duplicate_of").to_pylist()
+    assert {i: value for i, value in enumerate(values) if value} == {6: "r2", 14: "r2"}
+    built = build(split, catalog, tmp_path / "index", near_duplicates="skip", shard_rows=4)
+    assert (built.reused, built.duplicates, built.rejected, built.removed) == (20, 2, 2, 2)
+    assert "r6" not in Index.open(tmp_path / "index").ids
+    assert build(split, catalog, tmp_path / "index").manifest.count == 20
+
+
+def test_a_table_of_vectors_needs_no_model(split, tmp_path):
+    rows = np.random.default_rng(0).normal(size=(30, DIM)).astype(np.float32)
+    table = pa.table({"id": [f"v{i}" for i in range(30)], "text": ["t"] * 30, "price": range(30), "v": rows.tolist()})
+    pq.write_table(table, tmp_path / "c.parquet")
+    built = build(split, tmp_path / "c.parquet", tmp_path / "index", vectors="v")
+    assert split.module.batches == []
+    assert (built.manifest.count, built.manifest.embedder.name) == (30, "split")
+    index = Index.open(tmp_path / "index", embedder=split)
+    assert np.allclose(index.vectors.rows(slice(None)), rows / np.linalg.norm(rows, axis=1, keepdims=True), atol=1e-6)
+    assert index.field_names == ["text", "price"]
+    assert build(split, tmp_path / "c.parquet", tmp_path / "index").reused == 0  # they may be anything
+    with pytest.raises(CatalogError, match="30× its vector is missing"):
+        build(split, tmp_path / "c.parquet", tmp_path / "index", vectors="w")
+
+
+def test_a_real_embedder_is_killed_and_goes_on(tiny_base, tmp_path, toy_pairs):
+    """By an error in the middle here, in a process of its own above."""
+    lines = [json.loads(line) for line in toy_pairs.read_text().splitlines()][:20]
+    rows = [{"text": line["query_text"], "image": str(toy_pairs.parent / line["positive_image"])} for line in lines]
+    (tmp_path / "c.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    embedder = Embedder.from_pretrained(tiny_base, device="cpu")
+    options = {"shard_rows": 8, "batch_size": 3, "allow_outside": True, "workers": 1}
+    calls = []
+
+    def stop_at_five(module, arguments):
+        calls.append(1)
+        if len(calls) == 5:
+            raise KeyboardInterrupt
+
+    handle = embedder.module.register_forward_pre_hook(stop_at_five)
+    with pytest.raises(KeyboardInterrupt):
+        build(embedder, tmp_path / "c.jsonl", tmp_path / "index", **options)
+    handle.remove()
+    assert len(shards(tmp_path / "index")) == 1
+    build(embedder, tmp_path / "c.jsonl", tmp_path / "index", **options)
+    build(embedder, tmp_path / "c.jsonl", tmp_path / "whole", **options)
+    assert contents(tmp_path / "index") == contents(tmp_path / "whole")
+    items = list(read_catalog(tmp_path / "c.jsonl", allow_outside=True))
+    alone = np.concatenate([embedder.encode([item], role="item") for item in items])
+    assert np.abs(Index.open(tmp_path / "index").vectors.rows(slice(None)) - alone).max() <= 1e-5
+
+
+# several processes
+
+
+def test_processes_share_the_shards_and_the_last_one_finishes(spawn, tmp_path):
+    catalog = write_catalog(tmp_path / "c.jsonl", 160, images=20)
+    options = {"catalog": catalog, "out": tmp_path / "index", "shard_rows": 10, "batch_size": 5, "shared": True}
+    processes = [spawn(**options, delay_s=0.05, workers=number) for number in (0, 1, 0)]
+    results = []
+    for process in processes:
+        out, err = process.communicate(timeout=300)
+        assert process.returncode == 0, err
+        results.append(json.loads(out))
+    assert sum(result["done"] for result in results) == 1
+    assert sum(result["here"] for result in results) == 160
+    assert sum(result["here"] > 0 for result in results) >= 2
+    [last] = [result for result in results if result["done"]]
+    assert (last["encoded"], last["reused"]) == (160, 0)
+    check(tmp_path / "index", catalog)
+    build(SplitEmbedder(), catalog, tmp_path / "alone", shard_rows=10, batch_size=5)
+    assert contents(tmp_path / "alone") == contents(tmp_path / "index")
+
+
+def test_the_shards_of_a_dead_process_are_taken_over(spawn, tmp_path):
+    catalog = write_catalog(tmp_path / "c.jsonl", 100)
+    options = {"catalog": catalog, "out": tmp_path / "index", "shard_rows": 10, "batch_size": 5, "shared": True}
+    victim = spawn(**options, delay_s=0.3)
+    while not shards(tmp_path / "index"):
+        time.sleep(0.01)
+    other = spawn(**options, delay_s=0.05)
+    while len(shards(tmp_path / "index")) < 3:
+        time.sleep(0.01)
+    victim.kill()
+    out, err = other.communicate(timeout=120)
+    result = json.loads(out)
+    assert other.returncode == 0 and result["done"], err
+    assert 70 <= result["here"] < 100
+    check(tmp_path / "index", catalog)
+
+
+def test_one_process_alone_keeps_others_out_from_the_start(spawn, split, tmp_path):
+    catalog = write_catalog(tmp_path / "c.jsonl", 40)
+    spawn(catalog=catalog, out=tmp_path / "index", shard_rows=10, batch_size=5, delay_s=0.3)
+    while not shards(tmp_path / "index"):
+        time.sleep(0.01)
+    with pytest.raises(InputError, match=r"is being changed by process \d+ on .* \(build, since"):
+        build(split, catalog, tmp_path / "index")
+
+
+def test_another_catalogue_is_kept_out_of_a_shared_build(spawn, split, tmp_path):
+    catalog = write_catalog(tmp_path / "c.jsonl", 40)
+    process = spawn(catalog=catalog, out=tmp_path / "index", shard_rows=10, batch_size=5, delay_s=0.3, shared=True)
+    while not shards(tmp_path / "index"):
+        time.sleep(0.01)
+    with pytest.raises(InputError, match="being built from another catalogue"):
+        build(split, write_catalog(tmp_path / "d.jsonl", 5), tmp_path / "index")
+    assert json.loads(process.communicate(timeout=120)[0])["done"]
+    check(tmp_path / "index", catalog)
+
+
+def test_build_index_says_when_others_finish_it(spawn, split, tmp_path):
+    catalog = write_catalog(tmp_path / "c.jsonl", 20)
+    spawn(catalog=catalog, out=tmp_path / "index", shard_rows=10, batch_size=5, delay_s=1.0, shared=True)
+    while not list((tmp_path / "index").glob("encoding/*/plan.json")):
+        time.sleep(0.01)
+    time.sleep(0.5)
+    with pytest.raises(InputError, match="the last of them finishes it"):
+        build_index(split, catalog, tmp_path / "index", shard_rows=10, progress=False, shared=True)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"workers": -1}, "workers must be at least 0, got -1"),
+        ({"shard_rows": 0}, "shard_rows must be at least 1"),
+        ({"near_duplicates": "drop"}, "near_duplicates must be report or skip, got 'drop'"),
+        ({"most_rejects": 1.5}, "most_rejects must be from 0 to 1, got 1.5"),
+    ],
+)
+def test_bad_options_are_refused(split, tmp_path, options, message):
+    with pytest.raises(InputError, match=message):
+        build(split, tmp_path / "c.jsonl", tmp_path / "index", **options)

@@ -1,0 +1,68 @@
+import index.encoding.cut
+from fanoise.catalog import ImageBytes, Item
+from index.build import catalog_ref
+from index.encoding.content import read_image
+from index.encoding.cut import catalog_rows, cut, referenced_rows
+from index.encoding.rejects import Reject
+from tests.index.encoding.fakes import draw
+
+
+def test_shards_are_consecutive_rows_numbered_from_zero():
+    rows = [Item(id=str(i), text="x") for i in range(10)]
+    rows[3] = Reject("3", None, "no row")
+    shards = list(cut(rows, 4))
+    assert [shard.number for shard in shards] == [0, 1, 2]
+    assert [len(shard.rows) for shard in shards] == [4, 4, 2]
+    assert [row for shard in shards for row in shard.rows] == rows
+
+
+def test_no_rows_are_no_shards():
+    assert list(cut([], 4)) == []
+
+
+def test_a_shard_ends_where_images_inside_the_catalogue_fill_it(monkeypatch):
+    monkeypatch.setattr(index.encoding.cut, "_SHARD_BYTES", 1000)
+    rows = [Item(id=str(i), image=ImageBytes(bytes(300), "")) for i in range(7)] + [Item(id="t", text="x" * 200)]
+    assert [len(shard.rows) for shard in cut(rows, 100)] == [4, 4]
+
+
+def test_it_reads_no_further_than_the_shard_that_is_asked_for():
+    seen = []
+    rows = (seen.append(i) or Item(id=str(i), text="x") for i in range(100))
+    shards = cut(rows, 10)
+    next(shards)
+    assert len(seen) == 10
+
+
+def test_rejects_of_the_reader_stand_where_their_rows_are(tmp_path):
+    lines = [
+        "{}",
+        '{"text": "a"}',
+        '{"text": "b", "image": 7}',
+        '{"image": "../x.png"}',
+        '{"text": "c"}',
+        '{"id": "e"}',
+    ]
+    (tmp_path / "c.jsonl").write_text("\n".join(lines).replace("{}", '{"text": null}'))
+    rows = list(catalog_rows(tmp_path / "c.jsonl"))
+    assert [(type(row).__name__, row.id) for row in rows] == [
+        ("Reject", "1"),
+        ("Item", "2"),
+        ("Reject", "3"),
+        ("Reject", "4"),
+        ("Item", "5"),
+        ("Reject", "e"),
+    ]
+    assert "leads out" in rows[3].reason and rows[3].path == "../x.png"
+
+
+def test_a_manifest_finds_its_catalogue_again_wherever_both_are_moved(tmp_path):
+    draw(tmp_path / "there" / "pictures" / "a.png", 1)
+    (tmp_path / "there" / "c.csv").write_text("name,picture\nx,a.png\n")
+    reading = {"image": "picture", "images": tmp_path / "there" / "pictures"}
+    ref = catalog_ref(tmp_path / "there" / "c.csv", tmp_path / "index", text="name", **reading)
+    assert (ref.path, ref.options) == ("../there/c.csv", {"image": "picture", "images": "../there/pictures"})
+    (tmp_path / "moved" / "index").mkdir(parents=True)
+    (tmp_path / "there").rename(tmp_path / "moved" / "there")
+    [item] = referenced_rows(ref, tmp_path / "moved" / "index")
+    assert (item.text, read_image(item.image)[:4]) == ("x", b"\x89PNG")

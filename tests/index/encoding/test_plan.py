@@ -1,0 +1,234 @@
+import json
+import os
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from fanoise.errors import InputError
+from index.encoding.plan import Plan, PlanFolder, catalog_state, remove_finished
+from index.encoding.shard import ShardOptions
+from index.store import VectorWriter
+from tests.index.encoding.fakes import draw, write_catalog
+
+ROOT = Path(__file__).parents[3]
+PLAN = Plan(
+    catalog=["c.jsonl", 1, "00"],
+    reading={"text": None, "image": "image"},
+    fingerprint={"weights": "w"},
+    shard_rows=10,
+    options=ShardOptions(dim=8, precision="fp32"),
+)
+
+
+def commit(folder, number, *, rows=1, rejects=""):
+    with folder.committing(number) as stage:
+        with VectorWriter(stage / "vectors.npy", 8) as vectors:
+            vectors.append(np.eye(8, dtype=np.float32)[:rows])
+        (stage / "items.parquet").write_bytes(b"items")
+        (stage / "rejects.jsonl").write_text(rejects)
+
+
+def opened(tmp_path, plan=PLAN, *, fresh=False):
+    folder = PlanFolder(tmp_path, plan)
+    return folder, folder.open(fresh=fresh)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"catalog": ["c.jsonl", 1, "01"]},
+        {"reading": {"text": "title", "image": "image"}},
+        {"fingerprint": {"weights": "v"}},
+        {"shard_rows": 11},
+        {"options": ShardOptions(dim=4, precision="fp32")},
+        {"options": ShardOptions(dim=8, precision="int8")},
+        {"options": ShardOptions(dim=8, precision="fp32", signatures=True)},
+        {"options": ShardOptions(dim=8, precision="fp32", vectors="v")},
+    ],
+)
+def test_whatever_changes_a_shard_is_another_plan(change):
+    assert replace(PLAN, **change).digest != PLAN.digest
+    assert replace(PLAN).digest == PLAN.digest
+
+
+def test_the_state_of_a_catalogue_is_that_of_its_files(tmp_path):
+    catalog = write_catalog(tmp_path / "c.jsonl", 3)
+    first = catalog_state(catalog)
+    assert catalog_state(catalog) == first
+    os.utime(catalog, ns=(0, 12345))
+    touched = catalog_state(catalog)
+    write_catalog(catalog, 4)
+    os.utime(catalog, ns=(0, 12345))
+    assert len({str(state) for state in (first, touched, catalog_state(catalog))}) == 3
+    assert catalog_state(tmp_path / "none.csv")[:2] == ["none.csv", 0]
+
+
+def test_the_state_of_a_folder_is_that_of_all_its_files_wherever_it_is(tmp_path):
+    for i in range(5):
+        draw(tmp_path / "a" / "photos" / f"{i % 2}" / f"{i}.png", i)
+    first = catalog_state(tmp_path / "a" / "photos")
+    assert first[1] == 5
+    (tmp_path / "b").mkdir()
+    (tmp_path / "a" / "photos").rename(tmp_path / "b" / "photos")
+    assert catalog_state(tmp_path / "b" / "photos") == first
+    (tmp_path / "b" / "photos" / "0" / "0.png").rename(tmp_path / "b" / "photos" / "0" / "x.png")
+    assert catalog_state(tmp_path / "b" / "photos") != first
+
+
+def test_the_state_of_a_pattern_is_that_of_the_files_it_names(tmp_path):
+    for i in range(3):
+        (tmp_path / f"shard-{i}.tar").write_bytes(b"x" * i)
+    first = catalog_state(tmp_path / "shard-{0..2}.tar")
+    assert first[1] == 3
+    (tmp_path / "shard-3.tar").write_bytes(b"")
+    assert catalog_state(tmp_path / "shard-{0..2}.tar") == first
+    (tmp_path / "shard-1.tar").write_bytes(b"yy")
+    assert catalog_state(tmp_path / "shard-{0..2}.tar") != first
+
+
+def test_finished_shards_stay_and_half_ones_do_not(tmp_path):
+    folder, claims = opened(tmp_path)
+    with claims:
+        commit(folder, 0)
+        commit(folder, 12)
+        with pytest.raises(KeyboardInterrupt), folder.committing(1) as stage:
+            (stage / "vectors.npy").write_bytes(b"half")
+            raise KeyboardInterrupt
+    folder, claims = opened(tmp_path)
+    with claims:
+        assert folder.done() == [0, 12]
+        assert [folder.is_done(number) for number in (0, 1, 12)] == [True, False, True]
+        started = json.loads((folder.path / "plan.json").read_text())["started"]
+        assert started["pid"] == os.getpid()
+
+
+def test_a_shard_with_rejects_is_done_again_and_remembered(tmp_path):
+    for _ in range(2):
+        folder, claims = opened(tmp_path)
+        with claims:
+            commit(folder, 0, rejects="{}\n")
+            if not folder.is_done(1):
+                commit(folder, 1)
+    folder, claims = opened(tmp_path)
+    with claims:
+        assert folder.done() == [1]
+        assert [path.name for path in folder.earlier_shards()] == ["again-00000"]
+
+
+def test_fresh_starts_from_nothing(tmp_path):
+    other, claims = opened(tmp_path, replace(PLAN, shard_rows=7))
+    with claims:
+        commit(other, 0)
+    folder, claims = opened(tmp_path)
+    with claims:
+        commit(folder, 0)
+        commit(folder, 1, rejects="{}\n")
+    folder, claims = opened(tmp_path, fresh=True)
+    with claims:
+        assert folder.done() == [] and list(folder.earlier_shards()) == []
+        assert not other.path.exists()
+
+
+def test_another_plan_keeps_what_is_of_use_and_removes_the_rest(tmp_path):
+    useful, claims = opened(tmp_path, replace(PLAN, shard_rows=7))
+    with claims:
+        commit(useful, 0)
+    useless, claims = opened(tmp_path, replace(PLAN, shard_rows=8))
+    claims.close()
+    folder, claims = opened(tmp_path)
+    with claims:
+        assert list(folder.earlier_shards()) == [useful.shard(0)]
+        assert not useless.path.exists()
+
+
+HOLDER = """
+import sys
+from pathlib import Path
+from index.encoding.claims import Claims
+claims = Claims(Path(sys.argv[1]))
+claims.join()
+print("joined", flush=True)
+sys.stdin.read()
+"""
+
+
+@pytest.fixture
+def at_work():
+    """A process that works on the plan in a folder."""
+    processes = []
+
+    def start(folder):
+        processes.append(
+            subprocess.Popen(
+                [sys.executable, "-c", HOLDER, str(folder)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, cwd=ROOT
+            )
+        )
+        assert processes[-1].stdout.readline() == b"joined\n"
+        return processes[-1]
+
+    yield start
+    for process in processes:
+        process.kill()
+        process.communicate()
+
+
+def test_a_plan_that_others_work_on_is_joined_as_it_is(tmp_path, at_work):
+    folder, claims = opened(tmp_path)
+    with claims:
+        commit(folder, 0)
+        commit(folder, 1, rejects="{}\n")
+    at_work(folder.path)
+    folder, claims = opened(tmp_path, fresh=True)
+    with claims:
+        assert folder.done() == [0, 1]
+        folder.remove_if_empty(claims)
+    assert folder.path.is_dir()
+
+
+def test_another_plan_that_others_work_on_is_left_alone(tmp_path, at_work):
+    folder, claims = opened(tmp_path, replace(PLAN, shard_rows=7))
+    claims.close()
+    process = at_work(folder.path)
+    with pytest.raises(InputError, match=r"is being built from another catalogue, .*plan.json says which"):
+        opened(tmp_path)
+    process.kill()
+    process.wait()
+    opened(tmp_path)[1].close()
+    assert not folder.path.exists()
+
+
+def test_nothing_is_left_where_no_row_was_encoded(tmp_path):
+    folder, claims = opened(tmp_path)
+    with claims:
+        commit(folder, 0, rows=0, rejects="{}\n")
+        folder.remove_if_empty(claims)
+        assert list(tmp_path.iterdir()) == []
+        folder.remove_if_empty(claims)
+    folder, claims = opened(tmp_path)
+    with claims:
+        commit(folder, 0, rows=0, rejects="{}\n")
+        commit(folder, 1)
+        folder.remove_if_empty(claims)
+        assert folder.done() == [0, 1]
+
+
+def test_shards_go_when_what_was_made_of_them_is_current(tmp_path):
+    folder, claims = opened(tmp_path)
+    with claims:
+        commit(folder, 0)
+    for name in ("stage", "generation-000001", "generation-000002"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "items.parquet").write_text(name)
+    folder.mark_assembled(tmp_path / "stage" / "items.parquet")
+    remove_finished(tmp_path, tmp_path / "generation-000001")
+    remove_finished(tmp_path, None)
+    assert folder.is_done(0)
+    folder.mark_assembled(tmp_path / "generation-000002" / "items.parquet")  # once more, after a kill
+    (tmp_path / "generation-000002").rename(tmp_path / "generation-000003")
+    remove_finished(tmp_path, tmp_path / "generation-000003")
+    assert not folder.path.parent.exists()
+    remove_finished(tmp_path, tmp_path / "generation-000003")

@@ -1,0 +1,173 @@
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from fanoise.errors import InputError
+from index.encoding.workers import Workers, default_workers
+
+ROOT = Path(__file__).parents[3]
+
+
+def squares(rows):
+    return [row * row for row in rows]
+
+
+def died(row, how):
+    return [f"{row} died of {how}"]
+
+
+@pytest.mark.parametrize("number", [0, 1, 3])
+def test_results_are_those_of_the_function(number):
+    with Workers(squares, number, died=died) as workers:
+        futures = [workers.submit([i, i + 1]) for i in range(20)]
+        assert [future.result() for future in futures] == [[[i * i, (i + 1) ** 2]] for i in range(20)]
+        assert workers.deaths == 0
+
+
+def test_tensors_come_through_whole():
+    rows = torch.arange(3_000_000, dtype=torch.float32)
+    with Workers(lambda _: {"pixels": rows, "mask": rows[:5] > 2}, 2, died=died) as workers:
+        [result] = workers.submit([0]).result()
+    assert torch.equal(result["pixels"], rows)
+    assert torch.equal(result["mask"], rows[:5] > 2)
+
+
+def test_large_tasks_do_not_wait_for_a_busy_worker():
+    with Workers(lambda rows: [time.sleep(0.2), len(rows[0])][1], 1, died=died) as workers:
+        start = time.perf_counter()
+        futures = [workers.submit([bytes(4_000_000)]) for _ in range(3)]
+        assert time.perf_counter() - start < 0.2
+        assert [future.result() for future in futures] == [[4_000_000]] * 3
+
+
+@pytest.mark.parametrize("number", [0, 1])
+def test_what_the_function_raises_is_raised_here(number):
+    def refuse(rows):
+        raise InputError("no such thing")
+
+    with Workers(refuse, number, died=died) as workers:
+        with pytest.raises(InputError, match="no such thing") as caught:
+            workers.submit([1]).result()
+        assert number == 0 or "in refuse" in caught.value.__notes__[0]
+        assert workers.deaths == 0
+
+
+def test_an_error_that_cannot_be_sent_is_told_by_its_name():
+    class LocalError(Exception):
+        pass
+
+    def refuse(rows):
+        raise LocalError("of this test")
+
+    with Workers(refuse, 1, died=died) as workers, pytest.raises(RuntimeError, match="LocalError: of this test"):
+        workers.submit([1]).result()
+
+
+def test_a_row_that_kills_its_process_is_the_only_one_lost():
+    def work(rows):
+        if 13 in rows:
+            os.kill(os.getpid(), signal.SIGKILL)
+        if 17 in rows:
+            os._exit(3)
+        return squares(rows)
+
+    with Workers(work, 2, died=died) as workers:
+        futures = [workers.submit(list(range(start, start + 5))) for start in (0, 10, 15, 20)]
+        first, second, third, fourth = (future.result() for future in futures)
+        assert first == [[0, 1, 4, 9, 16]]
+        assert second == [[100], [121], [144], ["13 died of signal SIGKILL"], [196]]
+        assert third == [[225], [256], ["17 died of exit status 3"], [324], [361]]
+        assert fourth == [[400, 441, 484, 529, 576]]
+        assert workers.deaths == 4
+        assert workers.submit([2]).result() == [[4]]
+
+
+def test_a_worker_killed_from_outside_loses_no_row():
+    def slowly(rows):
+        time.sleep(0.3)
+        return squares(rows)
+
+    with Workers(slowly, 1, died=died) as workers:
+        future = workers.submit([1, 2, 3])
+        time.sleep(0.1)
+        os.kill(workers.pids[0], signal.SIGKILL)
+        assert future.result() == [[1], [4], [9]]
+
+
+def test_no_process_is_left():
+    with Workers(squares, 2, died=died) as workers:
+        pids = workers.pids
+    for pid in pids:
+        with pytest.raises(ProcessLookupError):
+            os.kill(pid, 0)
+
+
+def test_ending_does_not_wait_for_what_is_being_done():
+    start = time.perf_counter()
+    with Workers(lambda rows: time.sleep(60), 2, died=died) as workers:
+        for _ in range(5):
+            workers.submit([1])
+        time.sleep(0.1)
+    assert time.perf_counter() - start < 20
+
+
+PARENT = """
+import sys, time
+from index.encoding.workers import Workers
+with Workers(lambda rows: time.sleep(60), 2, died=None) as workers:
+    print(*workers.pids, flush=True)
+    workers.submit([1])
+    {then}
+"""
+
+
+def start(then):
+    process = subprocess.Popen(
+        [sys.executable, "-c", PARENT.format(then=then)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        cwd=ROOT,
+        start_new_session=True,
+    )
+    return process, [int(pid) for pid in process.stdout.readline().split()]
+
+
+def gone(pid):
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] == "Z"
+    except FileNotFoundError:
+        return True
+
+
+def wait_until_gone(pids):
+    deadline = time.monotonic() + 30
+    while not all(map(gone, pids)):
+        assert time.monotonic() < deadline, "workers are left behind"
+        time.sleep(0.1)
+
+
+def test_workers_end_with_a_parent_that_is_killed():
+    process, pids = start("time.sleep(60)")
+    process.kill()
+    process.communicate()
+    wait_until_gone(pids)
+
+
+def test_ctrl_c_ends_all_with_one_traceback():
+    process, pids = start("time.sleep(60)")
+    os.killpg(process.pid, signal.SIGINT)
+    _, err = process.communicate(timeout=60)
+    assert err.count("KeyboardInterrupt") == 1
+    wait_until_gone(pids)
+
+
+def test_default_workers_leave_a_core_to_the_model():
+    assert [default_workers(cores) for cores in (1, 2, 3, 4, 5, 64)] == [1, 1, 2, 3, 4, 4]
+    assert [default_workers(16, processes) for processes in (1, 4, 8, 16)] == [4, 3, 1, 1]

@@ -1,0 +1,137 @@
+"""FAISS files as an attacker, or a bad disk, might leave them."""
+
+import struct
+
+import faiss
+import numpy as np
+import pytest
+
+from fanoise.errors import ArtifactError
+from index.faiss_file import read_header, read_index, unexpected_parts
+
+ROWS, DIM = 400, 16
+READ = [
+    "Flat", "SQ8", "SQfp16", "PQ4x4", "PQ4x4fs", "RaBitQ", "RaBitQfs", "HNSW8", "HNSW8,SQ8", "IVF8,Flat",
+    "IVF8_HNSW4,Flat", "IVF8,SQ8", "IVF8,PQ4x4", "IVF8,PQ4x4fs", "IVF8,PQ4x4fsr,RFlat", "IVF8,PQ4x4,Refine(SQfp16)",
+    "IVF8,RaBitQ", "IVF8,RaBitQfs", "OPQ4,IVF8,PQ4x4", "PCA8,Flat", "PCAR8,IVF8,Flat", "RR8,SQ8", "L2norm,Flat",
+    "HR,Flat",
+]  # fmt: skip
+REFUSED = {
+    "NSG8": "IndexNSGFlat",
+    "RQ2x4": "IndexResidualQuantizer",
+    "IVF8,RQ2x4": "IndexIVFResidualQuantizer",
+    "IVF8,FlatDedup": "IndexIVFFlatDedup",
+    "IVF120_NSG8,Flat": "IndexNSGFlat",
+    "Pad32,Flat": "RemapDimensionsTransform",
+    "PCA8,RQ2x4": "IndexResidualQuantizer",
+    "RQ2x4,RFlat": "IndexResidualQuantizer",
+}
+
+
+@pytest.fixture(scope="module")
+def vectors() -> np.ndarray:
+    rows = np.random.default_rng(0).normal(size=(ROWS, DIM)).astype(np.float32)
+    return rows / np.linalg.norm(rows, axis=1, keepdims=True)
+
+
+def write(index, path):
+    faiss.write_index(index, str(path))
+    return path
+
+
+def make(factory, vectors):
+    index = faiss.index_factory(DIM, factory, faiss.METRIC_INNER_PRODUCT)
+    index.train(vectors)
+    index.add(vectors)
+    return index
+
+
+@pytest.mark.parametrize("factory", READ)
+def test_every_type_that_is_offered_is_read_back(vectors, tmp_path, factory):
+    index = make(factory, vectors)
+    file = write(index, tmp_path / "i.faiss")
+    assert read_header(file) == (DIM, ROWS)
+    back = read_index(file, rows=ROWS, dim=DIM)
+    assert np.array_equal(back.search(vectors[:20], 5)[1], index.search(vectors[:20], 5)[1])
+
+
+@pytest.mark.parametrize("factory", REFUSED)
+def test_other_types_are_refused_by_name_at_any_depth(vectors, tmp_path, factory):
+    file = write(make(factory, vectors), tmp_path / "i.faiss")
+    with pytest.raises(ArtifactError, match=f"holds a {REFUSED[factory]}, which is not one of the types"):
+        read_index(file, rows=ROWS, dim=DIM)
+
+
+def test_an_id_map_is_refused(vectors, tmp_path):
+    index = faiss.IndexIDMap(faiss.IndexFlatIP(DIM))
+    index.add_with_ids(vectors, np.arange(ROWS)[::-1].copy())
+    with pytest.raises(ArtifactError, match="holds a IndexIDMap"):
+        read_index(write(index, tmp_path / "i.faiss"), rows=ROWS, dim=DIM)
+
+
+def test_lists_in_a_file_that_the_index_names_are_refused(vectors, tmp_path):
+    index = make("IVF8,Flat", vectors)
+    (tmp_path / "elsewhere").mkdir()
+    lists = faiss.OnDiskInvertedLists(index.nlist, index.code_size, str(tmp_path / "elsewhere" / "lists"))
+    lists.merge_from(index.invlists, 0)
+    index.replace_invlists(lists)
+    file = write(index, tmp_path / "i.faiss")
+    assert list(unexpected_parts(index)) == ["OnDiskInvertedLists"]
+    with pytest.raises(ArtifactError, match=r"i\.faiss cannot be read"):  # looked for beside the index, not elsewhere
+        read_index(file, rows=ROWS, dim=DIM)
+    (tmp_path / "lists").write_bytes((tmp_path / "elsewhere" / "lists").read_bytes())
+    with pytest.raises(ArtifactError, match="holds a OnDiskInvertedLists"):
+        read_index(file, rows=ROWS, dim=DIM)
+
+
+def test_another_metric_is_refused(vectors, tmp_path):
+    index = faiss.IndexFlatL2(DIM)
+    index.add(vectors)
+    with pytest.raises(ArtifactError, match="another metric"):
+        read_index(write(index, tmp_path / "i.faiss"), rows=ROWS, dim=DIM)
+
+
+def test_a_size_that_the_manifest_does_not_say_is_refused_before_faiss_reads(vectors, tmp_path, monkeypatch):
+    file = write(make("Flat", vectors), tmp_path / "i.faiss")
+    monkeypatch.setattr(faiss, "read_index", None)
+    for rows, dim in ((ROWS + 1, DIM), (ROWS, DIM - 1)):
+        with pytest.raises(ArtifactError, match=f"holds {ROWS} vectors of dim {DIM}, not {rows} of dim {dim}"):
+            read_index(file, rows=rows, dim=dim)
+
+
+@pytest.mark.parametrize("size", [0, 3, 15])
+def test_a_stump_is_refused(tmp_path, size):
+    (tmp_path / "i.faiss").write_bytes(b"IxFI"[:size].ljust(size))
+    with pytest.raises(ArtifactError, match=f"has {size} bytes, too few"):
+        read_index(tmp_path / "i.faiss", rows=1, dim=1)
+
+
+def test_a_file_that_asks_for_more_memory_than_it_has_bytes_is_refused(vectors, tmp_path):
+    file = write(make("Flat", vectors), tmp_path / "i.faiss")
+    data = bytearray(file.read_bytes())
+    at = data.index(struct.pack("<q", ROWS * DIM), 20)  # the length of the vectors, in floats
+    data[at : at + 8] = struct.pack("<q", 1 << 36)  # 256 GiB, below FAISS's own limit of 1 TiB
+    file.write_bytes(data)
+    with pytest.raises(ArtifactError, match=r"i\.faiss cannot be read \(.*vector_byte_limit"):
+        read_index(file, rows=ROWS, dim=DIM)
+
+
+def test_more_lists_than_rows_are_refused(vectors, tmp_path):
+    file = write(make("IVF8,Flat", vectors), tmp_path / "i.faiss")
+    data = bytearray(file.read_bytes())
+    at = data.index(b"ilar") + 4
+    assert struct.unpack_from("<q", data, at)[0] == 8
+    struct.pack_into("<q", data, at, ROWS + 1)
+    file.write_bytes(data)
+    with pytest.raises(ArtifactError, match="exceeds deserialization_loop_limit"):
+        read_index(file, rows=ROWS, dim=DIM)
+
+
+def test_the_limits_of_the_process_are_put_back(vectors, tmp_path):
+    before = faiss.get_deserialization_vector_byte_limit(), faiss.get_deserialization_loop_limit()
+    file = write(make("Flat", vectors), tmp_path / "i.faiss")
+    read_index(file, rows=ROWS, dim=DIM)
+    file.write_bytes(file.read_bytes()[:100])
+    with pytest.raises(ArtifactError):
+        read_index(file, rows=ROWS, dim=DIM)
+    assert (faiss.get_deserialization_vector_byte_limit(), faiss.get_deserialization_loop_limit()) == before

@@ -1,0 +1,418 @@
+import csv
+import json
+import threading
+import time
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+import index.manifest
+import index.update
+from fanoise.catalog import read_catalog
+from fanoise.errors import ArtifactError, CatalogError, InputError
+from index.build import build_index
+from index.generations import writing
+from index.manifest import GENERATION_FILES, Manifest
+from index.search import Index, Searcher
+from index.update import add_items, compact_index, delete_items
+from index.verify import verify_index
+
+FACTORIES = [
+    "Flat", "HNSW8", "IVF4,Flat", "IVF4,SQ8", "IVF4,PQ4x4,RFlat", "PCA8,IVF4,PQ4x4", "PCA8,Flat", "SQ8", "SQfp16",
+    "PQ4x4", "PQ4x4fs", "IVF4,PQ4x4fs,RFlat", "RaBitQ", "IVF4,RaBitQ",
+]  # fmt: skip
+
+
+@pytest.fixture
+def write(tmp_path):
+    """Writes a CSV of the columns of the first catalogue, beside it."""
+
+    def make(name, rows):
+        path = tmp_path / "goods" / name
+        with path.open("w", newline="", encoding="utf-8") as file:
+            writer = csv.DictWriter(file, ["id", "text", "image", "colour", "price"])
+            writer.writeheader()
+            writer.writerows(rows)
+        return path
+
+    return make
+
+
+def row(id, text, **other):
+    return {"id": id, "text": text, "colour": "pink", "price": "7"} | other
+
+
+def state(folder):
+    """id -> (text, vector) of the live rows, in order."""
+    index = Index.open(folder)
+    rows = np.flatnonzero(index.live)
+    hits = index.hits(np.zeros(len(rows)), rows)
+    assert [hit.id for hit in hits] == index.live_ids
+    return {hit.id: (hit.fields["text"], index.vectors.rows(rows[i : i + 1])[0].tolist()) for i, hit in enumerate(hits)}
+
+
+def encoded(embedder, catalog):
+    items = list(read_catalog(catalog))
+    return {item.id: (item.text, vector.tolist()) for item, vector in zip(items, embedder.encode(items), strict=True)}
+
+
+def test_added_rows_come_after_those_there_and_only_they_are_encoded(embedder, built, write):
+    before = state(built)
+    catalog = write("new.csv", [row("n1", "one"), row("n2", "two", image="img/1.png")])
+    embedder.batches.clear()
+    change = add_items(embedder, catalog, built, progress=False)
+    assert sum(embedder.batches) == 2
+    assert (change.added, change.deleted, change.manifest.count, change.manifest.generation) == (2, 0, 42, 2)
+    after = state(built)
+    assert list(after.items()) == [*before.items(), *encoded(embedder, catalog).items()]
+    hit = Searcher.open(built, embedder=embedder).search(text="one", k=1).hits[0]
+    assert (hit.id, hit.fields["colour"]) == ("n1", "pink")
+    assert verify_index(built, embedder=embedder, reencode=50) == []
+
+
+def test_ids_that_are_there_are_refused_before_encoding(embedder, built, write):
+    catalog = write("new.csv", [row("n1", "one"), row("g7", "x"), row("g9", "y")])
+    embedder.batches.clear()
+    with pytest.raises(
+        InputError, match=r"ids of .*new\.csv are already in the index \(2, for example 'g7'\); replace"
+    ):
+        add_items(embedder, catalog, built, progress=False)
+    assert embedder.batches == []
+    assert Manifest.read(built).generation == 1
+
+
+def test_replace_takes_new_and_known_ids(embedder, built, write):
+    before = state(built)
+    catalog = write("new.csv", [row("g7", "seven again"), row("n1", "one")])
+    change = add_items(embedder, catalog, built, existing="replace", progress=False)
+    assert (change.added, change.deleted, change.manifest.live, change.manifest.count) == (2, 1, 41, 42)
+    del before["g7"]
+    assert list(state(built).items()) == [*before.items(), *encoded(embedder, catalog).items()]
+    searcher = Searcher.open(built, embedder=embedder)
+    assert [hit.id for hit in searcher.search(text="thing number 7", k=41).hits].count("g7") == 1
+    assert searcher.search(text="seven again", k=1).hits[0].id == "g7"
+
+
+def test_update_wants_ids_that_are_there(embedder, built, write):
+    with pytest.raises(InputError, match=r"ids of .* are not in the index \(1, for example 'n1'\); to add them"):
+        add_items(embedder, write("a.csv", [row("g7", "x"), row("n1", "y")]), built, existing="require", progress=False)
+    change = add_items(embedder, write("b.csv", [row("g7", "x")]), built, existing="require", progress=False)
+    assert (change.added, change.deleted, change.manifest.live) == (1, 1, 40)
+    assert state(built)["g7"][0] == "x"
+
+
+def test_a_row_that_is_rejected_replaces_nothing(embedder, built, write):
+    before = state(built)
+    catalog = write("b.csv", [row("g3", "x", image="img/none.png"), row("g4", "y")])
+    change = add_items(embedder, catalog, built, existing="require", progress=False)
+    assert (change.added, change.deleted, change.rejected, change.manifest.rejected) == (1, 1, 1, 1)
+    assert state(built)["g3"] == before["g3"]
+    (line,) = (Index.open(built).generation / "rejects.jsonl").read_text().splitlines()
+    assert json.loads(line)["id"] == "g3"
+
+
+def test_the_ledger_forgets_what_is_indexed_at_last(embedder, new_catalog, tmp_path, write):
+    extra = [row("bad\u2028one", "a", image="img/no.png"), row("bad2", "b", image="img/no.png")]
+    build_index(embedder, new_catalog(extra=extra), tmp_path / "index", progress=False)
+    change = add_items(embedder, write("c.csv", [row("bad\u2028one", "now")]), tmp_path / "index", progress=False)
+    assert change.manifest.rejected == 1
+    assert verify_index(tmp_path / "index") == []
+    ledger = (Index.open(tmp_path / "index").generation / "rejects.jsonl").read_text()
+    assert "bad2" in ledger and "bad\u2028one" not in ledger
+
+
+def test_a_catalogue_of_rejects_changes_nothing(embedder, built, write):
+    with pytest.raises(CatalogError, match="all 1 rows were rejected"):
+        add_items(embedder, write("c.csv", [row("n", "", image="img/no.png")]), built, progress=False)
+    assert Manifest.read(built).generation == 1
+
+
+def test_another_embedder_may_not_add(built, new_embedder, write):
+    with pytest.raises(ArtifactError, match="built with other weights"):
+        add_items(new_embedder("other", weights="0000"), write("c.csv", [row("n", "x")]), built, progress=False)
+
+
+def test_text_and_image_columns_are_those_of_the_build(embedder, tmp_path):
+    (tmp_path / "a.csv").write_text("id,title,maker\n1,mug,Ada\n2,jug,Bob\n")
+    (tmp_path / "b.csv").write_text("id,title,maker\n3,cup,Cleo\n")
+    build_index(embedder, tmp_path / "a.csv", tmp_path / "index", text="{title} by {maker}", progress=False)
+    add_items(embedder, tmp_path / "b.csv", tmp_path / "index", progress=False)
+    assert Searcher.open(tmp_path / "index", embedder=embedder).search(text="cup by Cleo", k=1).hits[0].id == "3"
+    assert verify_index(tmp_path / "index", embedder=embedder, reencode=9) == []
+
+
+def test_fields_that_differ_in_type_or_are_new_keep_their_values(embedder, tmp_path):
+    (tmp_path / "a.jsonl").write_text('{"id": "a", "text": "a", "price": 5, "code": 1, "gone": "x"}\n')
+    (tmp_path / "b.jsonl").write_text('{"id": "b", "text": "b", "price": 5.5, "code": "1b", "new": [1, 2]}\n')
+    build_index(embedder, tmp_path / "a.jsonl", tmp_path / "index", progress=False)
+    add_items(embedder, tmp_path / "b.jsonl", tmp_path / "index", progress=False)
+    index = Index.open(tmp_path / "index")
+    first, second = (hit.fields for hit in index.hits([0.0, 0.0], [0, 1]))
+    assert first == {"text": "a", "price": 5.0, "code": "1", "gone": "x", "new": None}
+    assert second == {"text": "b", "price": 5.5, "code": "1b", "gone": None, "new": [1, 2]}
+
+
+@pytest.mark.parametrize("precision", ["fp32", "fp16", "int8"])
+def test_stored_rows_are_carried_over_bit_by_bit(embedder, new_catalog, tmp_path, write, precision):
+    folder = tmp_path / "index"
+    build_index(embedder, new_catalog(n=300), folder, precision=precision, dim=8, progress=False)
+    before = np.load(Index.open(folder).generation / "vectors.npy")
+    add_items(embedder, write("n.csv", [row("n1", "one")]), folder, progress=False)
+    delete_items(folder, ids=["g0", "g299"])
+    after = np.load(Index.open(folder).generation / "vectors.npy")
+    assert np.array_equal(after[:300], before) and len(after) == 301
+    compact_index(folder)
+    compacted = np.load(Index.open(folder).generation / "vectors.npy")
+    assert np.array_equal(compacted, np.concatenate([before[1:299], after[300:]]))
+    assert Searcher.open(folder, embedder=embedder).search(text="one", k=1).hits[0].id == "n1"
+    assert verify_index(folder, embedder=embedder, reencode=400) == []
+
+
+@pytest.mark.parametrize("factory", FACTORIES)
+def test_deleted_rows_are_never_found_and_all_others_are(embedder, new_catalog, tmp_path, write, factory):
+    folder = tmp_path / "index"
+    build_index(embedder, new_catalog(n=120, images=0), folder, factory=factory, progress=False)
+    add_items(embedder, write("n.csv", [row(f"n{i}", f"new {i}") for i in range(30)]), folder, progress=False)
+    gone = {f"g{i}" for i in range(0, 120, 3)} | {"n0", "n29"}
+    delete_items(folder, ids=gone)
+    for step in ("tombstones", "compacted"):
+        searcher = Searcher.open(folder, embedder=embedder)
+        for k in (1, 5, 1000):
+            ids = [hit.id for hit in searcher.search(text="new 0", k=k).hits]
+            assert len(set(ids)) == len(ids) == min(k, 108)
+            assert not gone & set(ids)
+        everything = {f"g{i}" for i in range(120)} | {f"n{i}" for i in range(30)}
+        assert {hit.id for hit in searcher.search(text="x", k=1000).hits} == everything - gone
+        assert [hit.id for hit in searcher.search(text="x", k=40, where={"colour": "pink"}).hits] != []
+        pink = {hit.id for hit in searcher.search(text="x", k=40, where={"colour": "pink"}).hits}
+        assert pink == {f"n{i}" for i in range(1, 29)}
+        assert verify_index(folder) == []
+        if step == "tombstones":
+            change = compact_index(folder)
+            assert (change.deleted, change.manifest.count, change.manifest.factory) == (42, 108, factory)
+
+
+@pytest.mark.parametrize("factory", ["Flat", "HNSW8", "IVF4,Flat"])
+def test_adding_to_faiss_and_building_anew_find_the_same(embedder, new_catalog, tmp_path, write, factory, monkeypatch):
+    catalog = new_catalog(n=120, images=0)
+    new = write("n.csv", [row(f"n{i}", f"new {i}") for i in range(30)])
+    for name in ("a", "b"):
+        build_index(embedder, catalog, tmp_path / name, factory=factory, progress=False)
+    add_items(embedder, new, tmp_path / "a", progress=False)
+
+    def refuse(ann, vectors):
+        raise RuntimeError("add not implemented for this type of index")
+
+    monkeypatch.setattr(index.update, "add_rows", refuse)
+    add_items(embedder, new, tmp_path / "b", progress=False)
+    queries = embedder.encode(list(read_catalog(new)))
+    one, other = (Index.open(tmp_path / name).search(queries, 1) for name in ("a", "b"))
+    assert one[1][:, 0].tolist() == other[1][:, 0].tolist() == list(range(120, 150))
+    assert np.allclose(one[0], other[0], atol=1e-6)
+
+
+def test_delete_by_id_and_by_filter_leaves_the_rest_as_it_was(built):
+    before = state(built)
+    change = delete_items(built, ids=["g1", "g2"], where={"colour": "red"})
+    expected = {id: value for id, value in before.items() if id not in ("g1", "g2") and int(id[1:]) % 4}
+    assert state(built) == expected
+    assert (change.deleted, change.manifest.live, change.manifest.deleted) == (12, 28, 12)
+    assert len(Index.open(built)) == 28
+    assert Index.open(built).values("colour").to_pylist().count("red") == 0
+    again = delete_items(built, where={"colour": "white", "price": "2"})
+    assert again.deleted == 2
+
+
+def test_a_second_delete_of_the_same_id_is_a_mistake_unless_it_is_said_to_be_none(built):
+    delete_items(built, ids=["g1"])
+    with pytest.raises(InputError, match=r"1 of 2 ids are not in the index, for example 'g1'; .*--missing-ok"):
+        delete_items(built, ids=["g1", "g2"])
+    assert delete_items(built, ids=["g1", "g2"], missing_ok=True).deleted == 1
+    nothing = delete_items(built, ids=["g1", "g2"], missing_ok=True)
+    assert (nothing.deleted, nothing.manifest.generation) == (0, 3)
+    assert delete_items(built, where={"colour": "puce"}).manifest.generation == 3
+
+
+def test_deleting_everything_is_refused_with_the_remedy(built):
+    with pytest.raises(InputError, match=r"would delete all 40 items.*remove the folder .* or put another index there"):
+        delete_items(built, ids=[f"g{i}" for i in range(40)])
+    delete_items(built, ids=[f"g{i}" for i in range(39)])
+    with pytest.raises(InputError, match="would delete all 1 items"):
+        delete_items(built, ids=["g39"])
+    assert Index.open(built).live_ids == ["g39"]
+
+
+def test_a_delete_without_a_choice_or_of_an_unknown_field_is_refused(built):
+    with pytest.raises(InputError, match="nothing says which items to delete"):
+        delete_items(built)
+    with pytest.raises(InputError, match="unknown field 'color'"):
+        delete_items(built, where={"color": "red"})
+
+
+def test_a_deleted_id_may_come_back(embedder, built, write):
+    delete_items(built, ids=["g5"])
+    add_items(embedder, write("n.csv", [row("g5", "back")]), built, progress=False)
+    assert state(built)["g5"][0] == "back"
+    assert Index.open(built).row_of["g5"] == 40
+    assert compact_index(built).manifest.count == 40
+    assert list(state(built))[-1] == "g5"
+
+
+def test_compact_with_another_factory(built):
+    delete_items(built, ids=["g5"])
+    with pytest.raises(InputError, match="'IVF64,Flat' does not suit 39 vectors"):
+        compact_index(built, factory="IVF64,Flat")
+    manifest = compact_index(built, factory="HNSW8").manifest
+    assert (manifest.factory, manifest.factory_reason, manifest.count, manifest.deleted) == (
+        "HNSW8",
+        "as asked for",
+        39,
+        0,
+    )
+    assert 0.9 < manifest.ann_overlap <= 1
+
+
+def test_pictures_go_with_the_last_generation_that_shows_them(built):
+    shown = {id: Index.open(built).thumbnail(row) for id, row in Index.open(built).row_of.items()}
+    delete_items(built, ids=["g2"])
+    compact_index(built)
+    assert shown["g2"].exists()  # of the generation before
+    delete_items(built, ids=["g30"])
+    assert not shown["g2"].exists()
+    assert all(shown[f"g{i}"].exists() for i in (0, 1, 3, 4, 5))
+    assert verify_index(built) == []
+
+
+@pytest.mark.parametrize("name", GENERATION_FILES)
+def test_damage_is_never_copied_into_a_new_generation_with_a_new_checksum(embedder, built, write, name):
+    delete_items(built, ids=["g1"])
+    file = Index.open(built).generation / name
+    file.write_bytes((file.read_bytes() or b"x")[:-1] + b"\x7f")
+    catalog = write("n.csv", [row("n1", "one")])
+    for command in (lambda: add_items(embedder, catalog, built, progress=False), lambda: compact_index(built)):
+        with pytest.raises(ArtifactError, match=rf"{name} (is damaged|has \d+ bytes)"):
+            command()
+    assert Manifest.read(built).generation == 2
+
+
+def group(folder, field):
+    with writing(folder, "group", create=False) as writer:
+        writer.keep(*GENERATION_FILES)
+        writer.commit(group_by=field)
+
+
+def test_rows_of_an_item_are_replaced_and_deleted_together(embedder, tmp_path):
+    def write_rows(name, rows):
+        text = "".join(json.dumps({"id": id, "text": text, "item": item}) + "\n" for id, text, item in rows)
+        (tmp_path / name).write_text(text)
+        return tmp_path / name
+
+    first = [("p#0", "a", "p"), ("p#1", "b", "p"), ("q#0", "c", "q"), ("r#0", "d", "r")]
+    build_index(embedder, write_rows("a.jsonl", first), tmp_path / "index", progress=False)
+    group(tmp_path / "index", "item")
+    add_items(embedder, write_rows("b.jsonl", [("p#2", "e", "p")]), tmp_path / "index", progress=False)
+    assert Index.open(tmp_path / "index").live_ids == ["p#0", "p#1", "q#0", "r#0", "p#2"]
+    new = write_rows("c.jsonl", [("p#0", "f", "p"), ("p#9", "g", "p")])
+    add_items(embedder, new, tmp_path / "index", existing="require", progress=False)
+    assert Index.open(tmp_path / "index").live_ids == ["q#0", "r#0", "p#0", "p#9"]
+    with pytest.raises(InputError, match="for example 's#0'"):
+        add_items(
+            embedder, write_rows("d.jsonl", [("s#0", "f", "s")]), tmp_path / "index", existing="require", progress=False
+        )
+    delete_items(tmp_path / "index", ids=["p", "r#0"])
+    assert Index.open(tmp_path / "index").live_ids == ["q#0"]
+
+
+def test_the_manifest_tells_where_rows_came_from_and_keeps_what_was_tuned(embedder, built, write):
+    with writing(built, "tune", create=False) as writer:
+        writer.keep(*GENERATION_FILES)
+        writer.commit(search={"nprobe": 8}, curve=[{"parameters": "nprobe=8", "recall": 0.9, "ms": 0.1}])
+    add_items(embedder, write("n.csv", [row("n1", "one")]), built, progress=False)
+    add_items(embedder, write("m.csv", [row("n2", "two")]), built, progress=False)
+    manifest = add_items(embedder, write("n.csv", [row("n3", "three")]), built, progress=False).manifest
+    assert [catalog.path for catalog in manifest.added] == ["../goods/m.csv", "../goods/n.csv"]
+    assert manifest.search == {"nprobe": 8} and len(manifest.curve) == 1
+    assert compact_index(built).manifest.search == {"nprobe": 8}
+    manifest = build_index(embedder, write("k.csv", [row("n3", "three")]), built, progress=False)
+    assert (manifest.search, manifest.added, manifest.generation) == ({}, [], 7)
+
+
+def test_a_searcher_takes_the_new_generation_when_told(embedder, built, new_embedder, write, monkeypatch):
+    searcher = Searcher.open(built, embedder=embedder)
+    add_items(embedder, write("n.csv", [row("n1", "one")]), built, progress=False)
+    assert searcher.search(text="one", k=1).hits[0].id != "n1"
+    assert searcher.refresh() is True
+    assert searcher.refresh() is False
+    assert searcher.search(text="one", k=1).hits[0].id == "n1"
+    other = new_embedder("other", weights="0000")
+    build_index(other, write("k.csv", [row("k", "k")]), built, progress=False)
+    with pytest.raises(ArtifactError, match="other weights"):
+        searcher.refresh()
+    assert searcher.search(text="one", k=1).hits[0].id == "n1"
+
+
+def test_a_searcher_that_is_refreshed_while_others_search_never_mixes_generations(embedder, built, write):
+    """Each generation replaces all items, and says in every field which one it is."""
+    searcher, stop, wrong, seen = Searcher.open(built, embedder=embedder), threading.Event(), [], set()
+
+    def search():
+        while not stop.is_set():
+            try:
+                hits = searcher.search(text="anything", k=40).hits
+                versions = {hit.fields["price"] for hit in hits} if hits[0].fields["colour"] == "pink" else {"built"}
+                if len(versions) != 1 or len({hit.id for hit in hits}) != 40:
+                    wrong.append([(hit.id, hit.fields) for hit in hits])
+                seen.update(versions)
+            except Exception as error:
+                wrong.append(error)
+
+    threads = [threading.Thread(target=search) for _ in range(3)]
+    for thread in threads:
+        thread.start()
+    for version in range(8):
+        rows = [row(f"g{i}", f"{i} of {version}", price=f"v{version}") for i in range(40)]
+        add_items(embedder, write("c.csv", rows), built, existing="require", progress=False)
+        assert searcher.refresh()
+        time.sleep(0.02)
+    stop.set()
+    for thread in threads:
+        thread.join()
+    assert wrong == []
+    assert len(seen) > 3
+
+
+def test_only_files_that_changed_are_hashed_again(built, monkeypatch):
+    opened, loosely = Index.open(built), Index.open(built, verify=False)
+    delete_items(built, ids=["g1"])
+    hashed = []
+    sha256_file = index.manifest.sha256_file
+    monkeypatch.setattr(index.manifest, "sha256_file", lambda path: hashed.append(path.name) or sha256_file(path))
+    assert opened.current().current().live_ids[1] == "g2"
+    assert hashed == ["deleted.npy"]
+    assert loosely.refresh()
+    assert hashed == ["deleted.npy"]
+
+
+def test_a_refresh_refuses_a_damaged_generation_and_stays(built, embedder, write):
+    searcher = Searcher.open(built, embedder=embedder)
+    add_items(embedder, write("n.csv", [row("n1", "one")]), built, progress=False)
+    file = Manifest.read(built).generation_in(built) / "vectors.npy"
+    file.write_bytes(file.read_bytes()[:-1] + b"\x7f")
+    with pytest.raises(ArtifactError, match=r"vectors\.npy is damaged"):
+        searcher.refresh()
+    assert len(searcher.search(text="x", k=99).hits) == 40
+
+
+def test_ids_are_deleted_as_the_command_line_spells_them(embedder, tmp_path):
+    (tmp_path / "c.jsonl").write_text('{"id": "x\\udce9", "text": "a"}\n{"id": "y", "text": "b"}\n')
+    build_index(embedder, tmp_path / "c.jsonl", tmp_path / "index", progress=False)
+    assert Index.open(tmp_path / "index").ids[0] == "x\\udce9"
+    delete_items(tmp_path / "index", ids=["x\udce9"])
+    assert Index.open(tmp_path / "index").live_ids == ["y"]
+
+
+def test_a_manifest_of_more_deleted_than_rows_is_refused(built):
+    manifest = Manifest.read(built)
+    with pytest.raises(ValueError, match="deleted must be below count 40"):
+        replace(manifest, deleted=40)
