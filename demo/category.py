@@ -32,7 +32,8 @@ def make_category_task(
     Args:
         category: the field with the category.
         train, test: the values of the field `split` to learn from and to judge on.
-    Raises: CatalogError when a field, or a split, is missing.
+    The photos stay where they are: `photos.csv` leads out of its folder, and is read with `allow_outside`.
+    Raises: CatalogError when a field, or a split, is missing, or an image is no file of its own.
     """
     by_split: dict[str, list[Item]] = defaultdict(list)
     for item in read_catalog(catalog):
@@ -41,6 +42,11 @@ def make_category_task(
                 raise CatalogError(f"{catalog}: item {item.id!r} has no {name}; every row needs one")
         if item.image is None:
             raise CatalogError(f"{catalog}: item {item.id!r} has no image; every row needs one")
+        if not isinstance(item.image, Path):
+            raise CatalogError(
+                f"{catalog}: item {item.id!r} has its image in the table or in a document, not in a file of its own; "
+                "save it as one"
+            )
         by_split[str(item.fields["split"])].append(item)
     for split in (train, test):
         if split not in by_split:

@@ -6,12 +6,12 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
 
-import faiss
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from fanoise.catalog import catalog_root
+from fanoise.catalog.patterns import is_pattern, pattern_root
 from fanoise.errors import ArtifactError, CatalogError, InputError
 from index.encoding.assemble import NearDuplicates, assemble
 from index.encoding.claims import Claims
@@ -23,7 +23,8 @@ from index.encoding.progress import Progress, estimate_rows
 from index.encoding.run import ShardRun
 from index.encoding.shard import ITEM, ShardOptions
 from index.factory import choose_factory, measure_overlap, train_index
-from index.generations import Writer, check_folder, writing
+from index.faiss_file import write_index
+from index.generations import Writer, check_folder, room_needed, writing
 from index.items import read_parquet
 from index.manifest import DELETED, FAISS_INDEX, ITEMS, VECTORS, CatalogRef, EmbedderRef, Manifest, relative_to_index
 from index.store import PRECISIONS, Precision, VectorStore, read_deleted
@@ -134,12 +135,13 @@ class Build:
 
     def run(self) -> Built:
         check_folder(self.out)
+        check_apart(self.catalog, self.out)
         dim = self.embedder.dim if self.dim is None else self.dim
         choice = choose_factory(self.factory, dim)
         options = ShardOptions(
             dim=dim, precision=self.precision, signatures=self.near_duplicates is not None, vectors=self.vectors
         )
-        with ExitStack() as stack:
+        with room_needed(self.out), ExitStack() as stack:
             # alone, this process keeps other writers out from the start; of several, the last one at the end
             writer = None if self.shared else stack.enter_context(writing(self.out, "build"))
             folder = PlanFolder(self.out, self._plan(options))
@@ -185,9 +187,10 @@ class Build:
             )
 
     def _plan(self, options: ShardOptions) -> Plan:
+        images = None if self.images is None else str(Path(self.images).resolve())
         return Plan(
             catalog=catalog_state(self.catalog),
-            reading={"text": self.text, **self._reading},
+            reading={"text": self.text, **self._reading, "images": images},
             fingerprint=self.embedder.fingerprint,
             shard_rows=self.shard_rows,
             options=options,
@@ -254,11 +257,28 @@ class Build:
         return [manifest.generation_in(self.out)]
 
 
+def check_apart(catalog: Path, folder: Path) -> None:
+    """Refuse an index in a catalogue that is a folder, whose items its thumbnails would become. Raises InputError."""
+    if is_pattern(catalog):
+        root = pattern_root(catalog)
+        if len(catalog.relative_to(root).parts) == 1:  # it names files of that folder itself, none in a folder below
+            return
+    elif catalog.is_dir():
+        root = catalog
+    else:
+        return
+    if folder.resolve().is_relative_to(root.resolve()):
+        raise InputError(
+            f"index folder {folder} lies in the catalogue {catalog}, so its own pictures would become items; "
+            "name a folder outside of it"
+        )
+
+
 def write_faiss(stage: Path, factory: str) -> float:
     """Make index.faiss of the vectors.npy in `stage`; returns the overlap with exact search. Raises InputError."""
     vectors = VectorStore.open(stage / VECTORS)
     ann = train_index(factory, vectors)
-    faiss.write_index(ann, str(stage / FAISS_INDEX))
+    write_index(ann, stage / FAISS_INDEX)
     return measure_overlap(ann, vectors)
 
 

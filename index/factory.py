@@ -7,7 +7,7 @@ import numpy as np
 
 from fanoise.errors import InputError
 from index.exact import search_exact
-from index.faiss_file import check_types, faiss_reason
+from index.faiss_file import check_types, faiss_reason, reserve
 from index.store import VectorStore
 
 OVERLAP_QUERIES = 256
@@ -50,6 +50,7 @@ def train_index(factory: str, vectors: VectorStore, *, seed: int = 0) -> faiss.I
 
 def add_rows(index: faiss.Index, vectors: VectorStore) -> None:
     """Add all rows of a file after those that the index has. Raises FAISS's RuntimeError."""
+    reserve(index, len(vectors))
     for _, block in vectors.blocks():
         index.add(np.ascontiguousarray(block))
 

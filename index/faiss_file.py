@@ -92,6 +92,48 @@ def read_index(path: Path, *, rows: int, dim: int) -> faiss.Index:
     return index
 
 
+def write_index(index: faiss.Index, path: Path) -> None:
+    """Write an index. Raises OSError, such as for a full disk.
+
+    FAISS's own writer only prints a note if the last bytes of a file could not be written, and leaves it too short.
+    """
+    failed: list[OSError] = []
+
+    def write(data: bytes) -> None:
+        try:
+            file.write(data)
+        except OSError as error:  # FAISS would make a RuntimeError of it
+            failed.append(error)
+            raise
+
+    with path.open("wb") as file:
+        try:
+            faiss.write_index(index, faiss.PyCallbackIOWriter(write))
+        except RuntimeError:
+            if failed:
+                raise failed[0] from None
+            raise
+
+
+def reserve(index: faiss.Index, rows: int) -> None:
+    """Make room for `rows` more before they are added block by block.
+
+    Codes that lie in one array would be copied each time it doubles, the old and the new one in memory at once.
+    """
+    index = faiss.downcast_index(index)
+    if isinstance(index, faiss.IndexPreTransform):
+        reserve(index.index, rows)
+    elif isinstance(index, faiss.IndexRefine):
+        reserve(index.base_index, rows)
+        reserve(index.refine_index, rows)
+    elif isinstance(index, faiss.IndexHNSW):
+        reserve(index.storage, rows)
+    elif isinstance(index, faiss.IndexFlatCodes):
+        size = index.codes.size()
+        index.codes.resize(size + rows * index.code_size)
+        index.codes.resize(size)  # std::vector keeps what it has taken
+
+
 def check_types(index: faiss.Index, factory: str) -> None:
     """Raise InputError, naming the part, for a factory string whose index `read_index` would refuse."""
     if index.metric_type != faiss.METRIC_INNER_PRODUCT:

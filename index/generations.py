@@ -6,6 +6,7 @@ killed after it, it is the new one. The generation before the current one stays 
 have just read its manifest; those that come too late read the manifest again.
 """
 
+import errno
 import fcntl
 import json
 import os
@@ -55,6 +56,7 @@ _GENERATION = re.compile(r"generation-(\d{6,})")
 _FORMAT_1 = (VECTORS, ITEMS, FAISS_INDEX, REJECTS)
 """Files that lay in the folder itself before there were generations."""
 _TRIES = 5
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 # Locks of this process. fcntl's belong to the process: two threads would both be given one.
 _held: dict[Path, str] = {}
@@ -157,7 +159,8 @@ def writing(folder: Path, command: str, *, create: bool = True) -> Iterator[Writ
         command: what is being done, for the message to a second writer.
         create: also take a folder without an index, or with one that cannot be read, which a commit then replaces.
     Raises: InputError naming the holder of the lock, for a folder that holds something else, or (not `create`) no
-        index; ArtifactError (not `create`) for an index that cannot be read.
+        index, or that cannot be written to; ArtifactError (not `create`) for an index that cannot be read; OSError for
+        a full disk.
     """
     folder = Path(folder).resolve()
     if create:
@@ -165,8 +168,7 @@ def writing(folder: Path, command: str, *, create: bool = True) -> Iterator[Writ
     else:
         Manifest.read(folder)
     made = not folder.exists()
-    folder.mkdir(parents=True, exist_ok=True)
-    with _lock(folder, command):
+    with room_needed(folder), _lock(folder, command):
         _clean_up(folder)
         try:
             manifest = Manifest.read(folder)
@@ -183,6 +185,18 @@ def writing(folder: Path, command: str, *, create: bool = True) -> Iterator[Writ
             _clean_up(folder)
             if made and not (folder / MANIFEST).exists():
                 _remove_if_empty(folder)
+
+
+@contextmanager
+def room_needed(folder: Path) -> Iterator[None]:
+    """Say of a full disk, wherever in the block it shows, what it means for the index in `folder`."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in _FULL:
+            raise
+        what = f"{os.strerror(error.errno)}; nothing was changed; make room and run the same command again"
+        raise OSError(error.errno, what, str(folder)) from error
 
 
 def read_current(folder: Path, read: Callable[[Manifest], T]) -> T:
@@ -307,11 +321,18 @@ def _acquire(folder: Path) -> int:
     any other descriptor of the file in this process would release it.
     """
     while True:
-        folder.mkdir(parents=True, exist_ok=True)
         try:
+            folder.mkdir(parents=True, exist_ok=True)
             descriptor = os.open(folder / LOCK, os.O_RDWR | os.O_CREAT, 0o644)
         except FileNotFoundError:  # the folder was removed between the two calls
             continue
+        except OSError as error:
+            if error.errno not in (errno.EACCES, errno.EPERM, errno.EROFS):
+                raise
+            raise InputError(
+                f"{error.filename} cannot be written ({error.strerror}); an index is changed by who may write into its "
+                "folder: make it writable, or name another"
+            ) from None
         try:
             fcntl.lockf(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
             if os.fstat(descriptor).st_ino == (folder / LOCK).stat().st_ino:
@@ -323,6 +344,12 @@ def _acquire(folder: Path) -> int:
             content = os.pread(descriptor, 4096, 0)
             os.close(descriptor)
             raise _busy(folder, _read_holder(content)) from None
+        except OSError as error:
+            os.close(descriptor)
+            raise InputError(
+                f"{folder}: its file system has no locks ({error.strerror}), so two writers could not be kept apart; "
+                "change the index in a folder on another disk, and copy it here"
+            ) from None
         except BaseException:
             os.close(descriptor)
             raise

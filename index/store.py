@@ -7,8 +7,10 @@ The cosine error of int8 is about (range / rms)² / (24 · 127²), where range a
 for a row of 256 normal numbers.
 """
 
+import io
 import os
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 from typing import IO, Any, Literal, Self, get_args
@@ -98,7 +100,8 @@ class VectorWriter:
         if kind is None:
             self.close()
         else:
-            self._file.close()
+            with suppress(OSError):  # such as a full disk, which is the error already
+                self._file.close()
 
     def append(self, vectors: np.ndarray) -> None:
         """Add float32 [B, D], unit rows.
@@ -127,12 +130,12 @@ class VectorWriter:
 
     def close(self) -> int:
         """Complete the header and wait for the disk; returns the number of rows written."""
-        self._file.seek(0)
-        self._write_header()
-        assert self._file.tell() == self._start, "the header of vectors.npy changed its length"
-        self._file.flush()
-        os.fsync(self._file.fileno())
-        self._file.close()
+        with self._file:
+            self._file.seek(0)
+            self._write_header()
+            assert self._file.tell() == self._start, "the header of vectors.npy changed its length"
+            self._file.flush()
+            os.fsync(self._file.fileno())
         return self._count
 
     def _write(self, stored: np.ndarray) -> None:
@@ -158,7 +161,25 @@ def read_deleted(path: Path, count: int) -> np.ndarray:
 
 
 def write_deleted(path: Path, rows: np.ndarray) -> None:
-    np.save(path, np.unique(np.asarray(rows, dtype=np.int64)), allow_pickle=False)
+    content = io.BytesIO()  # writing to a file, np.save would not say why it cannot
+    np.save(content, np.unique(np.asarray(rows, dtype=np.int64)), allow_pickle=False)
+    path.write_bytes(content.getvalue())
+
+
+def rounding_loss(vectors: np.ndarray, precision: Precision) -> np.ndarray:
+    """The most that storing at `precision` can take from the cosine of each unit row [B, D] with itself: [B].
+
+    An error of length e turns a unit row by an angle whose sine is e at most. Each entry is off by up to half a step:
+    of the eleven bits of half precision, or of the 127 steps to the row's largest entry.
+    """
+    dim = vectors.shape[1]
+    if precision == "fp32":
+        square = np.zeros(len(vectors))
+    elif precision == "fp16":
+        square = np.full(len(vectors), 2.0**-22 + dim * 2.0**-50)
+    else:
+        square = dim * (np.abs(vectors).max(axis=1) / 254) ** 2
+    return 1 - np.sqrt(np.maximum(0, 1 - square))
 
 
 def truncated(vectors: np.ndarray, dim: int) -> np.ndarray:

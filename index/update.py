@@ -8,21 +8,24 @@ import json
 import shutil
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-import faiss
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 from tqdm import tqdm
 
-from fanoise.catalog import Item, read_catalog
+from fanoise.catalog import Item, catalog_root
 from fanoise.errors import ArtifactError, InputError
-from index.build import catalog_ref, write_faiss
+from index.build import catalog_ref, check_apart, write_faiss
+from index.encoding.cut import catalog_rows
 from index.encoding.items import encode_items
+from index.encoding.known import KnownRows
+from index.encoding.rejects import Reject
 from index.factory import add_rows, choose_factory, measure_overlap
-from index.faiss_file import read_index
+from index.faiss_file import read_index, write_index
 from index.filters import FieldFilter
 from index.generations import Writer, writing
 from index.items import Items, concat_items, field_names, printable_text, read_items, write_items
@@ -65,43 +68,58 @@ def add_items(
     *,
     existing: Existing = "refuse",
     text: str | None = None,
-    image: str | None = None,
+    image: str | Sequence[str] | None = None,
+    images: str | Path | None = None,
+    allow_outside: bool = False,
+    allow_urls: bool = False,
     batch_size: int = 32,
     progress: bool = True,
 ) -> Change:
-    """Append the rows of a catalogue to an index. Only they are encoded.
+    """Append the rows of a catalogue to an index. Only they are encoded; those known with the same content are copied.
 
     Args:
         existing: what of ids that are in the index already? `refuse` them; let the new rows `replace` the old ones; or
             `require` them, so that rows are replaced and none is new. In an index that groups several rows to an item,
             new rows replace all rows of their item. A row that is rejected replaces nothing.
-        text, image: which columns are embedded, as in `read_catalog`; default as in the build.
+        text, image, images: how the catalogue is read, as in `read_catalog`; default as in the build.
+        allow_outside, allow_urls: as in `read_catalog`; what the build's catalogue was allowed is not passed on.
     Raises: InputError for ids that are in the index, or not; CatalogError for a bad catalogue; ArtifactError for
         another embedder or a damaged index. Nothing is changed then.
     """
     catalog = Path(catalog)
+    check_apart(catalog, Path(folder))
     with writing(Path(folder), "update" if existing == "require" else "add", create=False) as writer:
         assert writer.manifest is not None
         old = writer.manifest
         old.check_embedder(writer.folder, embedder)
         text = old.catalog.text if text is None else text
-        image = old.catalog.options.get("image", "image") if image is None else image
+        before = old.catalog.options
+        if images is None and "images" in before:
+            images = writer.folder / before["images"]
+        reading: dict[str, Any] = {
+            "image": before.get("image", "image") if image is None else image,
+            "images": images,
+            "allow_outside": allow_outside,
+            "allow_urls": allow_urls,
+        }
         current = _Current(writer)
         # Read once before encoding: ids that cannot be taken are found in seconds.
-        asked = [_names_of(item, old.group_by) for item in read_catalog(catalog, text=text, image=image)]
+        rows = list(map(partial(_names_of, group_by=old.group_by), catalog_rows(catalog, text=text, **reading)))
+        asked = [names for names in rows if names is not None]
         _check_existing(existing, asked, current.known({name for names in asked for name in names}), catalog)
         new = writer.stage / _NEW
         new.mkdir()
-        with tqdm(total=len(asked), unit=" items", desc=f"Encoding {catalog.name}", disable=not progress) as bar:
+        with tqdm(total=len(rows), unit=" items", desc=f"Encoding {catalog.name}", disable=not progress) as bar:
             encode_items(
                 embedder,
-                read_catalog(catalog, text=text, image=image),
+                catalog_rows(catalog, text=text, **reading),
                 new,
                 thumbnails=writer.folder,
-                root=catalog if catalog.is_dir() else catalog.parent,
+                root=catalog_root(catalog),
                 batch_size=batch_size,
                 dim=old.dim,
                 precision=old.precision,
+                known=KnownRows([current.folder], index=writer.folder, dim=old.dim, precision=old.precision),
                 advance=bar.update,
             )
         added = read_items(new / ITEMS)
@@ -110,7 +128,7 @@ def add_items(
         rejected = _merge_ledgers(current.folder / REJECTS, new / REJECTS, writer.stage / REJECTS, names)
         overlap = _join(writer, current, new, added, replaced)
         shutil.rmtree(new)
-        ref = catalog_ref(catalog, writer.folder, text=text, image=image)
+        ref = catalog_ref(catalog, writer.folder, text=text, **reading)
         manifest = writer.commit(ann_overlap=overlap, added=[*(r for r in old.added if r != ref), ref])
         return Change(manifest=manifest, added=len(added), deleted=len(replaced), rejected=rejected)
 
@@ -224,8 +242,10 @@ def _names(table: pa.Table, group_by: str | None) -> set[str]:
     return {name for column in _name_columns(table, group_by) for name in column.drop_null().to_pylist()}
 
 
-def _names_of(item: Item, group_by: str | None) -> tuple[str, str]:
-    """Id and group of a row that is not encoded yet; where it has no group, the id twice."""
+def _names_of(item: Item | Reject, group_by: str | None) -> tuple[str, str] | None:
+    """Id and group of a row that is not encoded yet; where it has no group, the id twice; None for a reject."""
+    if isinstance(item, Reject):
+        return None
     group = None if group_by is None else item.fields.get(group_by)
     id = printable_text(item.id)
     return id, id if group is None else printable_text(str(group))
@@ -258,7 +278,7 @@ def _join(writer: Writer, current: _Current, new: Path, added: pa.Table, replace
         add_rows(ann, new_vectors)
     except RuntimeError:  # a type that FAISS cannot add to
         return write_faiss(stage, old.factory)
-    faiss.write_index(ann, str(stage / FAISS_INDEX))
+    write_index(ann, stage / FAISS_INDEX)
     return measure_overlap(ann, VectorStore.open(stage / VECTORS))
 
 

@@ -6,25 +6,33 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
+from tqdm import tqdm
 
-from fanoise.catalog import Item, read_catalog
+from fanoise.catalog import Item
 from fanoise.errors import ArtifactError, FANoiseError, ImageError
 from fanoise.storage import sha256_file
+from index.encoding.cut import referenced_rows
+from index.encoding.rejects import Reject
+from index.exact import search_exact
 from index.items import printable_text
 from index.manifest import REJECTS, VECTORS, Manifest
 from index.search import Index
-from index.store import truncated
+from index.store import rounding_loss, truncated
 
 if TYPE_CHECKING:
     from fanoise.embedder import Embedder
 
 REENCODED = 16
 _ROWS_AT_ONCE = 65536
-_LEAST_SIMILARITY = 0.995
-"""Below it a vector is another one: half precision on another device costs some 0.001, byte storage 0.0001."""
+_ENCODING_LOSS = 0.005
+"""How far from 1 the cosine of two encodings of one item may be: half precision on another device costs some 0.001."""
+_NEARER = 0.001
+"""By how much another item's vector may be more similar to an encoding than its own, before that is no chance."""
 
 
-def verify_index(path: Path | str, *, embedder: "Embedder | None" = None, reencode: int = 0) -> list[str]:
+def verify_index(
+    path: Path | str, *, embedder: "Embedder | None" = None, reencode: int = 0, progress: bool = False
+) -> list[str]:
     """Every fault found, one line each; an empty list is a sound index.
 
     Checks the manifest, all checksums (thumbnails too), counts, ids, that vectors are finite unit rows, tombstones, the
@@ -40,7 +48,7 @@ def verify_index(path: Path | str, *, embedder: "Embedder | None" = None, reenco
             manifest = Manifest.read(path)
         except ArtifactError as error:
             return [str(error)]
-        faults = list(_faults(path, manifest, embedder, reencode))
+        faults = list(_faults(path, manifest, embedder, reencode, progress))
         try:
             if not faults or Manifest.read(path).generation == manifest.generation:
                 return faults
@@ -49,7 +57,9 @@ def verify_index(path: Path | str, *, embedder: "Embedder | None" = None, reenco
         # a writer has replaced and removed what we were reading
 
 
-def _faults(path: Path, manifest: Manifest, embedder: "Embedder | None", reencode: int) -> Iterator[str]:
+def _faults(
+    path: Path, manifest: Manifest, embedder: "Embedder | None", reencode: int, progress: bool
+) -> Iterator[str]:
     faults = list(manifest.file_problems(path))
     if embedder is not None:
         try:
@@ -66,9 +76,9 @@ def _faults(path: Path, manifest: Manifest, embedder: "Embedder | None", reencod
         return
     yield from _ledger_faults(index)
     yield from _vector_faults(index)
-    yield from _thumbnail_faults(index)
+    yield from _thumbnail_faults(index, progress)
     if embedder is not None and reencode:
-        yield from _encoding_faults(index, embedder, reencode)
+        yield from _encoding_faults(index, embedder, reencode, progress)
 
 
 def _ledger_faults(index: Index) -> Iterator[str]:
@@ -97,8 +107,9 @@ def _vector_faults(index: Index) -> Iterator[str]:
             return
 
 
-def _thumbnail_faults(index: Index) -> Iterator[str]:
-    for row in map(int, np.flatnonzero(index.live)):
+def _thumbnail_faults(index: Index, progress: bool) -> Iterator[str]:
+    rows = np.flatnonzero(index.live)
+    for row in map(int, tqdm(rows, unit=" items", desc="Thumbnails", disable=not progress, leave=False)):
         file = index.thumbnail(row)
         if file is None:
             continue
@@ -108,7 +119,7 @@ def _thumbnail_faults(index: Index) -> Iterator[str]:
             yield f"{file} is damaged: its SHA-256 is not the one in items.parquet"
 
 
-def _encoding_faults(index: Index, embedder: "Embedder", number: int) -> Iterator[str]:
+def _encoding_faults(index: Index, embedder: "Embedder", number: int, progress: bool) -> Iterator[str]:
     rng = np.random.default_rng(0)
     rows = np.sort(rng.choice(np.flatnonzero(index.live), size=min(number, len(index)), replace=False))
     wanted = {index.ids[row]: int(row) for row in rows}
@@ -117,7 +128,7 @@ def _encoding_faults(index: Index, embedder: "Embedder", number: int) -> Iterato
     except (FANoiseError, OSError, TypeError) as error:  # TypeError: options of another version
         yield f"nothing can be encoded again: {error}"
         return
-    for id, row in wanted.items():
+    for id, row in tqdm(wanted.items(), unit=" items", desc="Encoding again", disable=not progress, leave=False):
         fault = (
             "it is no longer in the catalogue" if id not in items else _encode_again(index, embedder, row, items[id])
         )
@@ -125,26 +136,41 @@ def _encoding_faults(index: Index, embedder: "Embedder", number: int) -> Iterato
             yield f"row {row} (id {id!r}) cannot be confirmed: {fault}"
 
 
-def _encode_again(index: Index, embedder: "Embedder", row: int, item: Item) -> str | None:
+def _encode_again(index: Index, embedder: "Embedder", row: int, item: Item | Reject) -> str | None:
+    """What is wrong with a row's vector, if anything.
+
+    The tolerance is that of encoding, and what rounding to the stored precision costs. Truncation leaves only a share
+    of the vector's square, in which what differs weighs the more.
+    """
+    if isinstance(item, Reject):
+        return item.reason
     try:
-        [vector] = truncated(embedder.encode([item], role="item", batch_size=1), index.manifest.dim)
+        full = embedder.encode([item], role="item", batch_size=1)
     except ImageError as error:
         return error.reason
-    similarity = float(vector @ index.vectors.rows(np.array([row]))[0])
-    if similarity >= _LEAST_SIMILARITY:
-        return None
-    return f"encoded again it has similarity {similarity:.4f} to its vector; if its content has changed, update it"
+    dim, precision = index.manifest.dim, index.manifest.precision
+    vector = truncated(full, dim)
+    [rounding] = rounding_loss(vector, precision)
+    own = float(vector[0] @ index.vectors.rows(np.array([row]))[0])
+    if not own >= 1 - _ENCODING_LOSS / float(np.square(full[0, :dim]).sum()) - rounding:
+        return f"encoded again it has similarity {own:.4f} to its vector; if its content has changed, update it"
+    [[best]], [[nearest]] = search_exact(index.vectors, vector, 1, np.flatnonzero(index.live))
+    if best > own + _NEARER + rounding:
+        return (
+            f"encoded again it is nearer ({best:.4f}) to the vector of {index.ids[nearest]!r} than to its ({own:.4f})"
+        )
+    return None
 
 
-def _find_items(index: Index, ids: set[str]) -> dict[str, Item]:
-    """The items with these ids, each from the catalogue that named it last."""
-    found: dict[str, Item] = {}
+def _find_items(index: Index, ids: set[str]) -> dict[str, Item | Reject]:
+    """The rows with these ids, read as the build did, each from the catalogue that named it last."""
+    found: dict[str, Item | Reject] = {}
     for ref in (*reversed(index.manifest.added), index.manifest.catalog):
-        here = {}
-        for item in read_catalog(index.path / ref.path, text=ref.text, **ref.options):
-            id = printable_text(item.id)
+        here: dict[str, Item | Reject] = {}
+        for row in referenced_rows(ref, index.path):
+            id = printable_text(row.id)
             if id in ids:
-                here[id] = item
+                here[id] = row
         found = here | found
         if len(found) == len(ids):
             break

@@ -7,6 +7,9 @@ from typing import NoReturn
 EXIT_CODES = "exit status: 0 done; 1 it ran and the answer is no (verify found a fault); 2 bad input, said in one line"
 
 
+_CATALOGS = "CSV, TSV, JSONL, Parquet; folder of images and PDFs, or a PDF; tar shards; saved dataset; quoted pattern"
+
+
 class Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         self.exit(2, f"error: {message} (see {self.prog} --help)\n")
@@ -36,12 +39,36 @@ def add_device_option(parser: Parser) -> None:
 
 def add_catalog_options(parser: Parser, *, defaults: str) -> None:
     """--catalog and how it is read; `defaults` ends the help of --text and --image."""
-    parser.add_argument("--catalog", required=True, type=Path, metavar="PATH", help="CSV, JSONL, Parquet, image folder")
+    parser.add_argument("--catalog", required=True, type=Path, metavar="PATH", help=_CATALOGS)
     parser.add_argument(
         "--text", metavar="COLUMN", help=f"text column, or a template such as '{{title}}. {{description}}'{defaults}"
     )
-    parser.add_argument("--image", metavar="COLUMN", help=f"image path column{defaults or ' (default: image)'}")
+    parser.add_argument(
+        "--image",
+        action="append",
+        metavar="COLUMN",
+        help=f"column with images; repeatable: each image becomes an item{defaults or ' (default: image)'}",
+    )
     parser.add_argument(
         "--batch-size", type=int, default=32, metavar="N", help="items per batch (default: %(default)s)"
     )
     parser.add_argument("--no-progress", action="store_true", help="no progress bar")
+
+
+def add_reading_options(parser: Parser, *, defaults: str) -> argparse._ArgumentGroup:
+    """Where a catalogue's images may be; `defaults` ends the help of --images."""
+    group = parser.add_argument_group("images of the catalogue")
+    group.add_argument(
+        "--images",
+        type=Path,
+        metavar="FOLDER",
+        help=f"where relative image paths start{defaults or ' (default: beside the catalogue)'}",
+    )
+    group.add_argument("--allow-outside", action="store_true", help="let image paths lead out of that folder")
+    group.add_argument("--allow-urls", action="store_true", help="fetch images that are named by their URL")
+    return group
+
+
+def image_columns(args: argparse.Namespace) -> str | list[str] | None:
+    """What --image names: a column, several, or none for the default."""
+    return args.image[0] if args.image and len(args.image) == 1 else args.image

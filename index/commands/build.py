@@ -6,7 +6,15 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from index.commands import Commands, Parser, add_catalog_options, add_command, add_device_option
+from index.commands import (
+    Commands,
+    Parser,
+    add_catalog_options,
+    add_command,
+    add_device_option,
+    add_reading_options,
+    image_columns,
+)
 
 if TYPE_CHECKING:
     from index.build import Built
@@ -54,12 +62,7 @@ def add_build(commands: "Commands[Parser]") -> None:
 
 
 def _add_reading_options(parser: Parser) -> None:
-    group = parser.add_argument_group("images of the catalogue")
-    group.add_argument(
-        "--images", type=Path, metavar="FOLDER", help="where relative image paths start (default: beside the catalogue)"
-    )
-    group.add_argument("--allow-outside", action="store_true", help="let image paths lead out of that folder")
-    group.add_argument("--allow-urls", action="store_true", help="fetch images that are named by their URL")
+    group = add_reading_options(parser, defaults="")
     group.add_argument(
         "--near-duplicates",
         choices=("report", "skip"),
@@ -70,7 +73,7 @@ def _add_reading_options(parser: Parser) -> None:
 def _add_encoding_options(parser: Parser) -> None:
     group = parser.add_argument_group(
         "encoding",
-        "Killed at any moment, the same command goes on where it was. Rows that the index in DIR holds already are "
+        "Killed at any moment, the same command goes on where it was. Rows that the index\n  in DIR holds already are "
         "copied from it, if text, image and embedder are the same.",
     )
     again = group.add_mutually_exclusive_group()
@@ -118,7 +121,7 @@ def _run_build(args: argparse.Namespace) -> int:
         out=args.out,
         factory=args.factory,
         text=args.text,
-        image=args.image or "image",
+        image=image_columns(args) or "image",
         images=args.images,
         allow_outside=args.allow_outside,
         allow_urls=args.allow_urls,

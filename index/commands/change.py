@@ -8,15 +8,24 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from fanoise.errors import InputError
-from index.commands import Commands, Parser, add_catalog_options, add_command, add_device_option, add_index_option
+from index.commands import (
+    Commands,
+    Parser,
+    add_catalog_options,
+    add_command,
+    add_device_option,
+    add_index_option,
+    add_reading_options,
+    image_columns,
+)
 from index.where import parse_where
 
 if TYPE_CHECKING:
     from index.update import Change
 
 _AS_BUILT = " (default: as in the build)"
-_MORE = """Readers see the index as it was until all is done; a second writer is told who is at work. Killed in the
-middle, the index is as it was."""
+_MORE = """Searching goes on in the index as it was until all is done, and nothing is changed if it is killed before;
+a second writer is told who is at work."""
 
 
 def add_add(commands: "Commands[Parser]") -> None:
@@ -85,6 +94,7 @@ def add_compact(commands: "Commands[Parser]") -> None:
 def _add_encoding_options(parser: Parser) -> None:
     add_index_option(parser)
     add_catalog_options(parser, defaults=_AS_BUILT)
+    add_reading_options(parser, defaults=_AS_BUILT)
     parser.add_argument("--embedder", metavar="RUN", help="embedder to use (default: the one the index names)")
     add_device_option(parser)
     parser.add_argument("--json", action="store_true", help="print what was done as JSON")
@@ -109,7 +119,10 @@ def _run_add(args: argparse.Namespace) -> int:
         args.index,
         existing="require" if args.replace is None else "replace" if args.replace else "refuse",
         text=args.text,
-        image=args.image,
+        image=image_columns(args),
+        images=args.images,
+        allow_outside=args.allow_outside,
+        allow_urls=args.allow_urls,
         batch_size=args.batch_size,
         progress=not args.no_progress,
     )

@@ -23,11 +23,11 @@ def add_verify(commands: "Commands[Parser]") -> None:
     parser = add_command(
         commands,
         "verify",
-        "Check every file of an index: checksums, counts, ids, unit vectors, tombstones, thumbnails.",
+        "Check every file of an index: checksums, counts, ids, unit vectors, deleted rows, thumbnails.",
         "  python -m index verify --index DIR\n"
         "  python -m index verify --index DIR --reencode 100\n"
         "  python -m index verify --index DIR --embedder runs/demo/fanoise --json",
-        more="With --embedder or --reencode, items are drawn, encoded again from the catalogue, and compared.",
+        more="With --embedder or --reencode, items are drawn, encoded again from their catalogues, and compared.",
     )
     add_index_option(parser)
     parser.add_argument("--embedder", metavar="RUN", help="also compare this embedder's fingerprint and vectors")
@@ -38,6 +38,7 @@ def add_verify(commands: "Commands[Parser]") -> None:
         help="encode N items again; 0 for none (default: 16 with --embedder, else none)",
     )
     add_device_option(parser)
+    parser.add_argument("--no-progress", action="store_true", help="no progress bars")
     parser.add_argument("--json", action="store_true", help="print the faults as JSON")
     parser.set_defaults(run=_run_verify)
 
@@ -81,7 +82,7 @@ def _run_verify(args: argparse.Namespace) -> int:
         from index.manifest import Manifest
 
         embedder = load_embedder(Manifest.read(args.index).embedder, args.index, device=args.device)
-    faults = verify_index(args.index, embedder=embedder, reencode=reencode)
+    faults = verify_index(args.index, embedder=embedder, reencode=reencode, progress=not args.no_progress)
     if args.json:
         print(json.dumps({"sound": not faults, "faults": faults}, ensure_ascii=False))
     else:

@@ -155,7 +155,9 @@ def real_index(tiny_run: Path, toy_pairs: Path, tmp_path_factory: pytest.TempPat
     images = sorted(toy_pairs.parent.glob("*.png"))[:8]
     rows = "".join(f"{path.stem},{path.absolute()},square {path.stem}\n" for path in images)
     (folder / "squares.csv").write_text("id,image,title\n" + rows)
-    build_index(Embedder.from_pretrained(tiny_run), folder / "squares.csv", folder / "index", progress=False)
+    build_index(
+        Embedder.from_pretrained(tiny_run), folder / "squares.csv", folder / "index", allow_outside=True, progress=False
+    )
     return folder / "index"
 
 

@@ -4,6 +4,7 @@ import os
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from PIL import Image
@@ -13,6 +14,7 @@ from fanoise.errors import CatalogError, InputError
 from index.build import build_index
 from index.manifest import Manifest
 from index.search import Index
+from tests.index.conftest import draw
 
 
 def entries(folder: Path) -> list[str]:
@@ -297,3 +299,31 @@ def test_progress_is_shown_unless_quiet(embedder, new_catalog, tmp_path, capfd):
     assert capfd.readouterr() == ("", "")
     build_index(embedder, catalog, tmp_path / "shown")
     assert "40/40" in capfd.readouterr().err
+
+
+def test_an_index_inside_its_own_catalogue_is_refused(embedder, tmp_path):
+    photos = tmp_path / "photos"
+    draw(photos / "hats" / "a.png", 1)
+    draw(tmp_path / "other.png", 2)
+    (tmp_path / "link").symlink_to(photos, target_is_directory=True)
+    for catalog, out in [
+        (photos, photos / "index"),
+        (photos, photos / ".index"),
+        (photos, tmp_path / "link" / "hats" / "index"),
+        (tmp_path / "link", photos / "index"),
+        (photos / "**" / "*.parquet", photos / "index"),
+        (photos / "*" / "{0..3}.parquet", photos / "index"),
+    ]:
+        with pytest.raises(InputError, match=r"lies in the catalogue .*; name a folder outside of it"):
+            build_index(embedder, catalog, out, progress=False)
+    assert entries(photos) == ["hats"]
+    build_index(embedder, photos, tmp_path / "photos-index", progress=False)
+    assert Index.open(tmp_path / "photos-index").ids == ["hats/a.png"]
+
+
+def test_a_pattern_of_files_beside_the_index_is_no_catalogue_around_it(embedder, tmp_path):
+    for name in "ab":
+        pq.write_table(pa.table({"id": [name], "text": [name]}), tmp_path / f"part-{name}.parquet")
+    build_index(embedder, tmp_path / "part-*.parquet", tmp_path / "index", progress=False)
+    build_index(embedder, tmp_path / "part-*.parquet", tmp_path / "index", progress=False)
+    assert Index.open(tmp_path / "index").ids == ["a", "b"]

@@ -1,13 +1,14 @@
 """FAISS files as an attacker, or a bad disk, might leave them."""
 
 import struct
+from pathlib import Path
 
 import faiss
 import numpy as np
 import pytest
 
 from fanoise.errors import ArtifactError
-from index.faiss_file import read_header, read_index, unexpected_parts
+from index.faiss_file import read_header, read_index, reserve, unexpected_parts, write_index
 
 ROWS, DIM = 400, 16
 READ = [
@@ -135,3 +136,50 @@ def test_the_limits_of_the_process_are_put_back(vectors, tmp_path):
     with pytest.raises(ArtifactError):
         read_index(file, rows=ROWS, dim=DIM)
     assert (faiss.get_deserialization_vector_byte_limit(), faiss.get_deserialization_loop_limit()) == before
+
+
+def test_written_files_are_faiss_own(tmp_path):
+    index = faiss.index_factory(DIM, "IVF8,Flat", faiss.METRIC_INNER_PRODUCT)
+    vectors = np.random.default_rng(0).normal(size=(ROWS, DIM)).astype(np.float32)
+    index.train(vectors)
+    index.add(vectors)
+    write_index(index, tmp_path / "ours")
+    faiss.write_index(index, str(tmp_path / "theirs"))
+    assert (tmp_path / "ours").read_bytes() == (tmp_path / "theirs").read_bytes()
+
+
+def test_the_last_bytes_that_find_no_room_are_an_error(tmp_path):
+    """FAISS's own writer leaves them to fclose, in a destructor, and says nothing."""
+    index = faiss.IndexFlatIP(DIM)
+    index.add(np.ones((3, DIM), np.float32))
+    with pytest.raises(OSError, match="No space left on device"):
+        write_index(index, Path("/dev/full"))
+    index.add(np.ones((90_000, DIM), np.float32))
+    with pytest.raises(OSError, match="No space left on device"):
+        write_index(index, Path("/dev/full"))
+
+
+@pytest.mark.parametrize(
+    ("factory", "flat"),
+    [
+        ("Flat", lambda index: index),
+        ("HNSW8", lambda index: index.storage),
+        ("PCA8,Flat", lambda index: index.index),
+        ("IVF4,PQ4x4,RFlat", lambda index: index.refine_index),
+    ],
+)
+def test_rows_added_to_a_reserved_index_are_never_moved(factory, flat):
+    vectors = np.random.default_rng(0).normal(size=(2000, DIM)).astype(np.float32)
+    index = faiss.index_factory(DIM, factory, faiss.METRIC_INNER_PRODUCT)
+    index.train(vectors)
+    index.add(vectors[:100])
+    plain = faiss.clone_index(index)
+    reserve(index, 1900)
+    assert index.ntotal == 100
+    places = set()
+    for start in range(100, 2000, 100):
+        index.add(vectors[start : start + 100])
+        plain.add(vectors[start : start + 100])
+        places.add(int(faiss.downcast_index(flat(index)).codes.data()))
+    assert len(places) == 1
+    assert faiss.serialize_index(index).tobytes() == faiss.serialize_index(plain).tobytes()

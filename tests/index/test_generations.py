@@ -2,11 +2,13 @@ import errno
 import fcntl
 import json
 import os
+import resource
 import shutil
 import subprocess
 import sys
 import threading
 import time
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -15,11 +17,12 @@ import pytest
 
 import index.generations
 from fanoise.errors import ArtifactError, InputError
+from index.build import build_index
 from index.generations import read_current, writing
 from index.manifest import GENERATION_FILES, Manifest
 from index.search import Index
 from index.store import VectorWriter, read_deleted, write_deleted
-from index.update import compact_index
+from index.update import add_items, compact_index, delete_items
 
 FOLDER = Path(__file__).parents[2]
 
@@ -243,6 +246,89 @@ def test_a_lock_file_that_was_removed_between_opening_and_locking_is_no_lock(bui
     with writing(built, "add", create=False):
         assert len(calls) == 2
         assert os.fstat(calls[1]).st_ino == (built / ".lock").stat().st_ino
+
+
+@pytest.mark.parametrize("number", [errno.EACCES, errno.EROFS])
+def test_a_folder_that_may_not_be_written_is_refused_with_the_remedy(built, monkeypatch, number):
+    def refuse(path, flags, mode=0o777):
+        raise OSError(number, os.strerror(number), str(path))
+
+    monkeypatch.setattr(os, "open", refuse)
+    message = rf"\.lock cannot be written \({os.strerror(number)}\).*: make it writable, or name another"
+    with pytest.raises(InputError, match=message), writing(built, "add", create=False):
+        pass
+
+
+@pytest.mark.parametrize("number", [errno.ENOLCK, errno.EOPNOTSUPP])
+def test_a_file_system_without_locks_is_refused_with_the_remedy(built, monkeypatch, number):
+    def refuse(descriptor, operation):
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(fcntl, "lockf", refuse)
+    message = rf"has no locks \({os.strerror(number)}\).*; change the index in a folder on another disk"
+    with pytest.raises(InputError, match=message), writing(built, "add", create=False):
+        pass
+    assert len(Index.open(built)) == 40
+
+
+def test_the_holder_on_another_host_is_named(built, monkeypatch):
+    held = {"pid": 7, "host": "node-b", "command": "add", "since": "2026-01-01T00:00:00+00:00"}
+    (built / ".lock").write_text(json.dumps(held))
+
+    def refuse(descriptor, operation):  # as a network file system carries the lock of another host here
+        raise BlockingIOError
+
+    monkeypatch.setattr(fcntl, "lockf", refuse)
+    with pytest.raises(InputError, match=r"process 7 on node-b \(add, since 2026"), writing(built, "delete"):
+        pass
+
+
+# a full disk
+
+
+@contextmanager
+def largest_file(size):
+    """The system refuses to write beyond so many bytes of a file, as it does on a full disk."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+def committed(folder):
+    """All files but the lock, and what a build has finished."""
+    files = (path for path in folder.rglob("*") if path.is_file() and path.name != ".lock")
+    return {str(path): path.read_bytes() for path in files if "encoding" not in path.relative_to(folder).parts}
+
+
+@pytest.mark.parametrize("command", ["build", "add", "delete", "compact"])
+def test_a_disk_that_fills_up_at_any_file_leaves_the_index_as_it_was(built, embedder, new_catalog, command):
+    more = new_catalog(n=90, images=2, name="more")
+    more.write_text(more.read_text().replace("\ng", "\nm"))
+    run = {
+        "build": lambda: build_index(embedder, more, built, factory="HNSW8", workers=0, progress=False),
+        "add": lambda: add_items(embedder, more, built, progress=False),
+        "delete": lambda: delete_items(built, ids=["g1"]),
+        "compact": lambda: compact_index(built),
+    }[command]
+    before, refused = committed(built), 0
+    for size in [0, 100, 400, *range(1000, 100_000, 900)]:
+        try:
+            with largest_file(size):
+                run()
+        except OSError as error:
+            refused += 1
+            assert error.filename == str(built)
+            assert error.strerror == "File too large; nothing was changed; make room and run the same command again"
+            new = {path for path in set(committed(built)) - set(before) if "/thumbnails/" not in path}
+            assert not new and before.items() <= committed(built).items(), f"with room for {size} bytes"
+        else:
+            break
+    assert refused > (3 if command == "delete" else 6)
+    assert Manifest.read(built).generation == 2
+    assert len(Index.open(built)) == {"build": 90, "add": 130, "delete": 39, "compact": 40}[command]
 
 
 # readers

@@ -10,6 +10,7 @@ from index.store import (
     VectorWriter,
     non_unit_rows,
     read_deleted,
+    rounding_loss,
     truncated,
     write_deleted,
 )
@@ -175,3 +176,23 @@ def test_tombstones_that_make_no_sense_are_refused(tmp_path, rows):
     np.save(tmp_path / "d.npy", np.array(rows))
     with pytest.raises(ArtifactError, match=r"d\.npy must hold"):
         read_deleted(tmp_path / "d.npy", 6)
+
+
+@pytest.mark.parametrize("shape", ["round", "peaked", "one"])
+@pytest.mark.parametrize("precision", ["fp32", "fp16", "int8"])
+def test_rounding_takes_no_more_from_the_cosine_than_is_said(tmp_path, precision, shape):
+    rng = np.random.default_rng(0)
+    vectors = rng.normal(size=(500, 96)) ** {"round": 1, "peaked": 9, "one": 1}[shape]
+    if shape == "one":  # everything but one entry is lost in int8
+        vectors *= 1e-3 / np.sqrt(96)
+        vectors[:, 0] = 1
+    vectors = (vectors / np.linalg.norm(vectors, axis=1, keepdims=True)).astype(np.float32)
+    with VectorWriter(tmp_path / "vectors.npy", 96, precision) as writer:
+        writer.append(vectors)
+    stored = VectorStore.open(tmp_path / "vectors.npy").rows(slice(None)).astype(np.float64)
+    exact = vectors.astype(np.float64)
+    cosine = (stored * exact).sum(axis=1) / np.linalg.norm(stored, axis=1) / np.linalg.norm(exact, axis=1)
+    loss, most = 1 - cosine, rounding_loss(vectors, precision)
+    assert (loss <= most + 1e-12).all()
+    if shape == "round" and precision != "fp32":
+        assert (loss >= most / 10).mean() > 0.9  # it is a bound worth having: 3 is what random errors are below it

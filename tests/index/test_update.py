@@ -17,6 +17,7 @@ from index.manifest import GENERATION_FILES, Manifest
 from index.search import Index, Searcher
 from index.update import add_items, compact_index, delete_items
 from index.verify import verify_index
+from tests.index.conftest import draw
 
 FACTORIES = [
     "Flat", "HNSW8", "IVF4,Flat", "IVF4,SQ8", "IVF4,PQ4x4,RFlat", "PCA8,IVF4,PQ4x4", "PCA8,Flat", "SQ8", "SQfp16",
@@ -416,3 +417,47 @@ def test_a_manifest_of_more_deleted_than_rows_is_refused(built):
     manifest = Manifest.read(built)
     with pytest.raises(ValueError, match="deleted must be below count 40"):
         replace(manifest, deleted=40)
+
+
+def test_added_rows_are_read_as_in_the_build_but_need_their_own_permission(embedder, tmp_path):
+    for i in range(3):
+        draw(tmp_path / "pictures" / f"{i}.png", i)
+    outside = tmp_path / "outside.png"
+    draw(outside, 5)
+    (tmp_path / "first.csv").write_text(f"id,photo\na,0.png\nb,{outside}\n")
+    (tmp_path / "new").mkdir()
+    (tmp_path / "new" / "second.csv").write_text(f"id,photo\nc,1.png\nd,{outside}\n")
+    folder = tmp_path / "index"
+    pictures = tmp_path / "pictures"
+    build_index(
+        embedder, tmp_path / "first.csv", folder, image="photo", images=pictures, allow_outside=True, progress=False
+    )
+    assert Index.open(folder).ids == ["a", "b"]
+    change = add_items(embedder, tmp_path / "new" / "second.csv", folder, progress=False)
+    assert (change.added, change.rejected) == (1, 1)
+    assert "--allow-outside" in (change.manifest.generation_in(folder) / "rejects.jsonl").read_text()
+    change = add_items(
+        embedder, tmp_path / "new" / "second.csv", folder, existing="replace", allow_outside=True, progress=False
+    )
+    assert (change.added, change.deleted, change.rejected, change.manifest.rejected) == (2, 1, 0, 0)
+    assert Index.open(folder).live_ids == ["a", "b", "c", "d"]
+    assert verify_index(folder, embedder=embedder, reencode=9) == []
+
+
+def test_replacing_by_the_same_content_copies_the_vector(embedder, built, tmp_path):
+    catalog = tmp_path / "goods" / "catalog.csv"
+    catalog.write_text(catalog.read_text().replace("thing number 7,", "thing number seven,"))
+    before, calls = state(built), len(embedder.batches)
+    change = add_items(embedder, catalog, built, existing="require", progress=False)
+    assert (change.added, change.deleted) == (40, 40)
+    assert embedder.batches[calls:] == [1]
+    after = state(built)
+    assert {id for id in after if after[id] != before[id]} == {"g7"}
+
+
+def test_an_index_does_not_take_up_its_own_pictures(embedder, tmp_path):
+    draw(tmp_path / "photos" / "a.png", 1)
+    (tmp_path / "photos" / "list.csv").write_text("id,image\nb,a.png\n")
+    build_index(embedder, tmp_path / "photos" / "list.csv", tmp_path / "photos" / "index", progress=False)
+    with pytest.raises(InputError, match="lies in the catalogue"):
+        add_items(embedder, tmp_path / "photos", tmp_path / "photos" / "index", progress=False)

@@ -7,8 +7,10 @@ import pytest
 from index.build import build_index
 from index.manifest import FileRecord, Manifest
 from index.search import Index
+from index.store import VectorStore
 from index.update import add_items, delete_items
 from index.verify import verify_index
+from tests.index.conftest import draw
 
 
 def generation(folder):
@@ -162,3 +164,64 @@ def test_a_generation_that_is_replaced_while_it_is_verified_is_no_fault(built, m
     monkeypatch.setattr(Manifest, "file_problems", meanwhile)
     assert verify_index(built) == []
     assert calls[0] == 1 and 3 in calls
+
+
+def test_encoding_again_reads_the_catalogue_as_the_build_did(embedder, tmp_path):
+    for i in range(4):
+        draw(tmp_path / "elsewhere" / f"{i}.png", i)
+    (tmp_path / "shop").mkdir()
+    catalog = tmp_path / "shop" / "catalog.csv"
+    outside = tmp_path / "elsewhere" / "3.png"
+    catalog.write_text(f"sku,id,front,back\nx,a,0.png,1.png\nx,b,2.png,{outside}\nx,c,,\nx,d,missing.png,0.png\n")
+    build_index(
+        embedder,
+        catalog,
+        tmp_path / "index",
+        image=["front", "back"],
+        images=tmp_path / "elsewhere",
+        text="{sku}: {id}",
+        allow_outside=True,
+        progress=False,
+    )
+    assert Index.open(tmp_path / "index").ids == ["a#0", "a#1", "b#0", "b#1", "c", "d#1"]
+    assert verify_index(tmp_path / "index", embedder=embedder, reencode=9) == []
+    draw(tmp_path / "elsewhere" / "1.png", 7)
+    catalog.write_text(catalog.read_text().replace("0.png\n", "https://example.org/0.png\n"))
+    first, second = verify_index(tmp_path / "index", embedder=embedder, reencode=9)
+    assert "(id 'a#1') cannot be confirmed: encoded again it has similarity" in first
+    assert "(id 'd#1') cannot be confirmed: URLs are not fetched" in second
+
+
+@pytest.mark.parametrize("precision", ["fp32", "fp16", "int8"])
+def test_encoding_again_allows_for_precision_and_truncation_but_not_for_more(
+    embedder, new_catalog, tmp_path, precision
+):
+    folder = tmp_path / "index"
+    build_index(embedder, new_catalog(n=300, images=0), folder, dim=5, precision=precision, progress=False)
+    assert verify_index(folder, embedder=embedder, reencode=300) == []
+    stored = np.load(generation(folder) / "vectors.npy")
+    similarity = VectorStore(stored).rows(slice(None)) @ VectorStore(stored).rows(slice(None)).T
+    np.fill_diagonal(similarity, -1)
+    a, b = np.unravel_index(similarity.argmax(), similarity.shape)
+    assert 0.99 < similarity[a, b] < 0.998  # two of the most alike
+    stored[[a, b]] = stored[[b, a]]
+    resave(folder, "vectors.npy", lambda file: np.save(file, stored))
+    faults = verify_index(folder, embedder=embedder, reencode=300)
+    assert [fault.split(" ")[1] for fault in faults] == sorted(map(str, (a, b)), key=int)
+
+
+def test_a_vector_of_the_most_similar_item_is_noticed(embedder, tmp_path, monkeypatch):
+    """Within the tolerance of encoding, so that only the other item tells."""
+    catalog = tmp_path / "catalog.csv"
+    catalog.write_text("id,text\na,one\nb,two\nc,three\n")
+    vectors = {"one": np.eye(16)[0], "two": np.eye(16)[0] + 0.06 * np.eye(16)[1], "three": np.eye(16)[2]}
+    monkeypatch.setattr(embedder, "_vector", lambda item: vectors[item.text] / np.linalg.norm(vectors[item.text]))
+    build_index(embedder, catalog, tmp_path / "index", progress=False)
+    assert verify_index(tmp_path / "index", embedder=embedder, reencode=3) == []
+    stored = np.load(generation(tmp_path / "index") / "vectors.npy")
+    resave(tmp_path / "index", "vectors.npy", lambda file: np.save(file, stored[[1, 0, 2]]))
+    faults = verify_index(tmp_path / "index", embedder=embedder, reencode=3)
+    assert [fault.split(":")[1] for fault in faults] == [
+        " encoded again it is nearer (1.0000) to the vector of 'b' than to its (0.9982)",
+        " encoded again it is nearer (1.0000) to the vector of 'a' than to its (0.9982)",
+    ]
