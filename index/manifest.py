@@ -163,6 +163,10 @@ class Manifest:
         """Read and check the manifest alone. Raises InputError if there is no index, ArtifactError if it is damaged."""
         file = folder / MANIFEST
         if not file.is_file():
+            if (folder / ENCODING).is_dir():
+                raise InputError(
+                    f"{folder} is not finished: run the same `index build` again, which goes on where it was"
+                )
             what = "has no manifest.json" if folder.is_dir() else "does not exist"
             raise InputError(f"{folder} is not an index: it {what}; build one with {REBUILD}")
         try:

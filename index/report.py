@@ -2,15 +2,18 @@
 
 import json
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from index.manifest import REJECTS, THUMBNAILS, Manifest
+import pyarrow.parquet as pq
+
+from index.items import field_names
+from index.manifest import ITEMS, REBUILD, REJECTS, THUMBNAILS, Manifest
 from index.search import Answer
 from index.update import Change
 
-_SHOWN_REJECTS = 3
+SHOWN_REJECTS = 3
 _WIDEST_CELL = 40
 
 
@@ -46,8 +49,22 @@ def describe_change(folder: Path, command: str, change: Change, seconds: float) 
     return "\n".join(lines)
 
 
+def describe_faults(folder: Path, faults: Sequence[str], *, reencoded: int) -> str:
+    """What `verify` found; `reencoded` items were to be encoded again."""
+    if faults:
+        remedy = f"restore what is damaged from a copy, or make it anew with {REBUILD}"
+        return "\n".join([*map(_plain, faults), f"{_count(len(faults), 'fault')}; {remedy}"])
+    manifest = Manifest.read(folder)
+    again = (
+        f"; {_count(min(reencoded, manifest.live), 'item')} encoded again agreed with their vectors"
+        if reencoded
+        else ""
+    )
+    return f"{folder} is sound: {_count(manifest.live, 'item')}, generation {manifest.generation}{again}"
+
+
 def describe_index(folder: Path, manifest: Manifest) -> str:
-    """A summary of the manifest; reads no other file than the ledger of rejects."""
+    """A summary of the manifest, and the names of the fields."""
     embedder = manifest.embedder
     ledger = manifest.generation_in(folder) / REJECTS
     shortened = f", the first of the embedder's {manifest.embedder_dim}" if manifest.dim < manifest.embedder_dim else ""
@@ -62,6 +79,7 @@ def describe_index(folder: Path, manifest: Manifest) -> str:
         ("rejected", f"{manifest.rejected:,}" + (f" (see {ledger})" if manifest.rejected else "")),
         ("catalogue", f"{manifest.catalog.name} ({manifest.catalog.path}, seen from the index)"),
         *[("added from", f"{catalog.name} ({catalog.path})") for catalog in manifest.added],
+        ("fields", ", ".join(_field_names(manifest.generation_in(folder) / ITEMS)) or "none"),
         ("text", manifest.catalog.text or "the column 'text', if any"),
         ("embedder", f"{embedder.name} ({embedder})"),
         ("fingerprint", ", ".join(f"{part} {value[:12]}" for part, value in embedder.fingerprint.items())),
@@ -109,11 +127,18 @@ def _table(header: list[str], lines: list[list[str]]) -> Iterator[str]:
 
 def _first_rejects(ledger: Path, total: int) -> Iterator[str]:
     with ledger.open(encoding="utf-8") as file:
-        for _, line in zip(range(_SHOWN_REJECTS), file, strict=False):
+        for _, line in zip(range(SHOWN_REJECTS), file, strict=False):
             entry = json.loads(line)
             yield f"  {_plain(entry['id'])} ({_plain(entry['path'] or 'no image')}): {_plain(entry['reason'])}"
-    if total > _SHOWN_REJECTS:
-        yield f"  … and {total - _SHOWN_REJECTS:,} more"
+    if total > SHOWN_REJECTS:
+        yield f"  … and {total - SHOWN_REJECTS:,} more"
+
+
+def _field_names(items: Path) -> list[str]:
+    try:
+        return field_names(pq.read_schema(items).empty_table())
+    except (OSError, ValueError):  # pyarrow's errors are ValueErrors; `verify` says what is wrong
+        return ["unknown, items.parquet cannot be read"]
 
 
 def _noise(noise: dict[str, Any]) -> str:

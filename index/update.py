@@ -9,6 +9,7 @@ import shutil
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -18,7 +19,7 @@ import pyarrow.compute as pc
 from tqdm import tqdm
 
 from fanoise.catalog import Item, catalog_root
-from fanoise.errors import ArtifactError, InputError
+from fanoise.errors import ArtifactError, CatalogError, InputError
 from index.build import catalog_ref, check_apart, write_faiss
 from index.encoding.cut import catalog_rows
 from index.encoding.items import encode_items
@@ -104,7 +105,12 @@ def add_items(
         }
         current = _Current(writer)
         # Read once before encoding: ids that cannot be taken are found in seconds.
-        rows = list(map(partial(_names_of, group_by=old.group_by), catalog_rows(catalog, text=text, **reading)))
+        try:
+            rows = list(map(partial(_names_of, group_by=old.group_by), catalog_rows(catalog, text=text, **reading)))
+        except CatalogError as error:
+            if text is None or text != old.catalog.text:
+                raise
+            raise CatalogError(f"{error} (read as the index was built, with --text {text!r})") from error
         asked = [names for names in rows if names is not None]
         _check_existing(existing, asked, current.known({name for names in asked for name in names}), catalog)
         new = writer.stage / _NEW
@@ -200,7 +206,10 @@ class _Current:
     def __init__(self, writer: Writer, names: Collection[str] = GENERATION_FILES) -> None:
         assert writer.manifest is not None and writer.current is not None
         self.manifest, self.folder = writer.manifest, writer.current
-        for problem in self.manifest.file_problems(writer.folder, names=names):
+        for problem in chain(
+            self.manifest.file_problems(writer.folder, checksums=False),
+            self.manifest.file_problems(writer.folder, names=names),
+        ):
             raise ArtifactError(f"{problem}; restore it or rebuild the index with {REBUILD}")
         self.deleted = read_deleted(self.folder / DELETED, self.manifest.count)
         self.table = read_items(self.folder / ITEMS)

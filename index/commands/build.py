@@ -154,7 +154,7 @@ def _to_json(built: "Built") -> dict[str, Any]:
 def _describe(folder: Path, built: "Built", seconds: float) -> str:
     from index.encoding.rejects import count_reasons
     from index.manifest import REJECTS
-    from index.report import describe_build
+    from index.report import SHOWN_REJECTS, describe_build
 
     if built.manifest is None:
         return f"Other processes are still at work on {folder}; the last of them finishes the index."
@@ -167,7 +167,8 @@ def _describe(folder: Path, built: "Built", seconds: float) -> str:
         lines.append(f"encoding took {built.seconds:.1f} s, {share} of it in the model")
     if built.deaths:
         lines.append(f"{built.deaths} worker processes died; a row that one died of alone is among the rejects")
-    if built.rejected:
+    if built.rejected > SHOWN_REJECTS:
         reasons = count_reasons(built.manifest.generation_in(folder) / REJECTS)
+        lines.append("rejected by reason:")
         lines += [f"  {number:,} × {reason}" for reason, number in reasons[:_SHOWN_REASONS]]
     return "\n".join([describe_build(folder, built.manifest, seconds), *lines])

@@ -67,6 +67,7 @@ def _run_info(args: argparse.Namespace) -> int:
 
 def _run_verify(args: argparse.Namespace) -> int:
     from fanoise.errors import InputError
+    from index.report import describe_faults
     from index.verify import REENCODED, verify_index
 
     reencode = args.reencode if args.reencode is not None else REENCODED if args.embedder is not None else 0
@@ -86,7 +87,7 @@ def _run_verify(args: argparse.Namespace) -> int:
     if args.json:
         print(json.dumps({"sound": not faults, "faults": faults}, ensure_ascii=False))
     else:
-        print("\n".join(faults) if faults else f"{args.index} is sound")
+        print(describe_faults(args.index, faults, reencoded=reencode))
     return 1 if faults else 0
 
 

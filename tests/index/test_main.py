@@ -2,12 +2,14 @@ import json
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
 import fanoise.embedder
 from index.__main__ import main
 from index.generations import writing
+from tests.index.conftest import draw
 
 
 @pytest.fixture(autouse=True)
@@ -55,7 +57,9 @@ def test_build_search_info_verify(new_catalog, tmp_path, capsys):
         assert part in info
 
     assert main(["verify", "--index", out]) == 0
-    assert "is sound" in capsys.readouterr().out
+    assert capsys.readouterr().out == f"{out} is sound: 40 items, generation 1\n"
+    assert main(["verify", "--index", out, "--reencode", "100", "--no-progress"]) == 0
+    assert "is sound: 40 items, generation 1; 40 items encoded again agreed" in capsys.readouterr().out
 
 
 def test_search_as_json_with_filters(built, capsys):
@@ -96,7 +100,7 @@ def test_verify_lists_every_fault_and_exits_1(built, capsys):
     (built / "generation-000001" / "vectors.npy").write_bytes(b"short")
     (built / "generation-000001" / "items.parquet").unlink()
     assert main(["verify", "--index", str(built)]) == 1
-    assert len(capsys.readouterr().out.splitlines()) == 2
+    assert len(capsys.readouterr().out.splitlines()) == 3  # two faults, and what to do
     assert main(["verify", "--index", str(built), "--json"]) == 1
     report = json.loads(capsys.readouterr().out)
     assert report["sound"] is False
@@ -218,3 +222,65 @@ def test_help_loads_nothing_heavy():
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+def test_add_with_the_options_of_a_catalogue(built, tmp_path, capsys):
+    draw(tmp_path / "shelf" / "a.png", 1)
+    draw(tmp_path / "b.png", 2)
+    (tmp_path / "new.csv").write_text("id,text,front,back\nn1,one,shelf/a.png,\nn2,two,../b.png,shelf/a.png\n")
+    (tmp_path / "deep").mkdir()
+    add = ["add", "--index", str(built), "--no-progress", "--image", "front"]
+    here = ["--catalog", str(tmp_path / "new.csv"), "--images", str(tmp_path / "shelf" / "..")]
+    assert main([*add, *here, "--image", "back"]) == 0
+    assert "Added 2 items" in (summary := capsys.readouterr().out)
+    assert "Rejected 1 row, listed at the end of" in summary
+    (tmp_path / "more.csv").write_text("id,text,front\nn4,four,../b.png\n")
+    there = ["--catalog", str(tmp_path / "more.csv"), "--images", str(tmp_path / "deep"), "--allow-outside"]
+    assert main([*add, *there]) == 0
+    assert "Added 1 item" in capsys.readouterr().out
+    assert main(["verify", "--index", str(built), "--reencode", "100", "--no-progress"]) == 0
+
+
+def test_a_template_of_the_build_is_named_where_a_column_is_missing(new_catalog, tmp_path, capsys):
+    out = str(tmp_path / "index")
+    build = ["build", "--embedder", "run", "--catalog", str(new_catalog()), "--out", out, "--text", "{text}, {colour}"]
+    assert main([*build, "--no-progress"]) == 0
+    capsys.readouterr()
+    (tmp_path / "new.csv").write_text("id,text\nn1,one\n")
+    line = fails(capsys, "add", "--index", out, "--catalog", tmp_path / "new.csv", "--no-progress")
+    assert "unknown column 'colour'" in line and "(read as the index was built, with --text '{text}, {colour}')" in line
+
+
+def test_a_build_that_was_broken_off_is_told_from_no_index(tmp_path, capsys):
+    (tmp_path / "index" / "encoding" / "plan").mkdir(parents=True)
+    line = fails(capsys, "info", "--index", tmp_path / "index")
+    assert "is not finished: run the same `index build` again" in line
+
+
+@pytest.mark.parametrize("name", ["vectors.npy", "items.parquet", "index.faiss", "rejects.jsonl", "deleted.npy"])
+def test_a_file_that_is_gone_is_named_by_every_command(built, tmp_path, capsys, name):
+    gone = built / "generation-000001" / name
+    gone.unlink()
+    assert main(["verify", "--index", str(built)]) == 1
+    first, last = capsys.readouterr().out.splitlines()
+    assert first == f"{gone} is missing"
+    assert last.startswith("1 fault; restore what is damaged from a copy, or make it anew with")
+    for command in (
+        ["search", "--text", "x"],
+        ["delete", "--id", "g1"],
+        ["compact"],
+        ["export", "--out", tmp_path / "e"],
+    ):
+        line = fails(capsys, command[0], "--index", built, *command[1:])
+        assert f"{gone} is missing; restore it or rebuild the index" in line
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no device that is always full")
+def test_a_full_disk_is_one_line(built, capsys, monkeypatch):
+    write = Path.write_bytes
+    monkeypatch.setattr(Path, "write_bytes", lambda self, data: write(Path("/dev/full"), data))
+    line = fails(capsys, "delete", "--index", built, "--id", "g1")
+    assert (
+        line
+        == f"error: {built}: No space left on device; nothing was changed; make room and run the same command again\n"
+    )
