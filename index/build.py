@@ -160,6 +160,7 @@ class Build:
                 precision=self.precision,
                 near_duplicates=self.near_duplicates,
                 most_rejects=self.most_rejects,
+                progress=self.progress,
             )
             overlap = write_faiss(writer.stage, choice.factory)
             removed = _count_removed(writer)

@@ -11,10 +11,11 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 from PIL import Image
+from tqdm import tqdm
 
-from fanoise.errors import CatalogError
+from fanoise.errors import CatalogError, ImageError
 from fanoise.images import open_image
-from index.encoding.near_duplicates import first_of_each, is_same_picture
+from index.encoding.near_duplicates import SIGNATURE_BYTES, first_of_each, is_same_picture
 from index.encoding.rejects import Reject, count_reasons, read_rejects, write_rejects
 from index.encoding.shard import SIGNATURES
 from index.items import concat_items, field_names, read_items, read_parquet
@@ -28,6 +29,7 @@ DUPLICATE_OF = "duplicate_of"
 
 _ROW_GROUP = 65536
 _OPENED = 256
+_SECONDS_IN_SILENCE = 2.0
 _SHOWN_REASONS = 5
 
 
@@ -48,6 +50,7 @@ def assemble(
     precision: Precision,
     near_duplicates: NearDuplicates | None = None,
     most_rejects: float = 1.0,
+    progress: bool = False,
 ) -> Assembled:
     """Write vectors.npy, items.parquet and rejects.jsonl of all shards into `folder`, in their order.
 
@@ -58,7 +61,7 @@ def assemble(
         most_rejects: the share of rows above which nothing is made of them.
     Raises: CatalogError, with the reasons, if there is nothing to index or too much was rejected.
     """
-    firsts = _first_ids(shards, index) if near_duplicates else None
+    firsts = _first_ids(shards, index, progress=progress) if near_duplicates else None
     skips = near_duplicates == "skip"
     kept, rejected = [], 0
     (folder / REJECTS).write_bytes(b"")
@@ -81,29 +84,48 @@ def assemble(
     return Assembled(count=count, rejected=rejected, duplicates=duplicates)
 
 
-def _first_ids(shards: Sequence[Path], index: Path) -> list[pa.Array]:
-    """For each shard, the id of the first item that each row is a near-duplicate of, null for most."""
-    tables = [read_parquet(shard / ITEMS, columns=["id", "thumbnail_sha256"]) for shard in shards]
-    table = pa.concat_tables(tables)
-    signatures = np.concatenate([np.load(shard / SIGNATURES, allow_pickle=False) for shard in shards])
-    with_image = np.flatnonzero(table["thumbnail_sha256"].is_valid().to_numpy())
-    digests = table["thumbnail_sha256"].take(pa.array(with_image)).to_pylist()
+def _first_ids(shards: Sequence[Path], index: Path, *, progress: bool) -> list[pa.Array]:
+    """For each shard, the id of the first item that each row is a near-duplicate of, null for most.
+
+    Memory: some 400 bytes a row, and 80 MB of thumbnails.
+    """
+    sizes = [len(VectorStore.open(shard / VECTORS)) for shard in shards]
+    digests = _column(shards, "thumbnail_sha256")
+    with_image = np.flatnonzero(digests.is_valid().to_numpy(zero_copy_only=False))
     # rows with equal thumbnails need no comparing
-    numbers: dict[str, int] = {}
-    number_of = np.array([numbers.setdefault(digest, len(numbers)) for digest in digests], dtype=np.int64)
-    distinct = list(numbers)
+    encoded = digests.drop_null().dictionary_encode()
+    number_of, distinct = encoded.indices.to_numpy(), encoded.dictionary
     _, at = np.unique(number_of, return_index=True)
+    signatures = np.empty((len(at), SIGNATURE_BYTES), np.uint8)
+    rows, start = with_image[at], 0
+    for shard, size in zip(shards, sizes, strict=True):
+        low, high = np.searchsorted(rows, (start, start + size))
+        signatures[low:high] = np.load(shard / SIGNATURES, allow_pickle=False)[rows[low:high] - start]
+        start += size
 
     @lru_cache(maxsize=_OPENED)
     def thumbnail(number: int) -> Image.Image:
-        return open_image(thumbnail_path(index, distinct[number]))
+        return open_image(thumbnail_path(index, distinct[number].as_py()))
 
-    first = first_of_each(signatures[with_image[at]], lambda a, b: is_same_picture(thumbnail(a), thumbnail(b)))
-    first_of = np.arange(len(table))
-    first_of[with_image] = with_image[at[first[number_of]]]
-    ids = table["id"].take(pa.array(first_of, mask=first_of == np.arange(len(table)))).to_pylist()
-    ends = list(accumulate(map(len, tables)))
-    return [pa.array(ids[end - len(one) : end], pa.string()) for one, end in zip(tables, ends, strict=True)]
+    def is_same(a: int, b: int) -> bool:
+        try:
+            return is_same_picture(thumbnail(a), thumbnail(b))
+        except ImageError:  # a thumbnail is gone, which costs a picture and is what `verify` reports, but no build
+            return False
+
+    with tqdm(
+        total=len(rows), unit=" images", desc="Near-duplicates", delay=_SECONDS_IN_SILENCE, disable=not progress
+    ) as bar:
+        first = first_of_each(signatures, is_same, advance=bar.update)
+    first_of = np.arange(len(digests))
+    first_of[with_image] = rows[first[number_of]]
+    ids = _column(shards, "id").take(pa.array(first_of, mask=first_of == np.arange(len(digests))))
+    return [ids[end - size : end] for size, end in zip(sizes, accumulate(sizes), strict=True)]
+
+
+def _column(shards: Sequence[Path], name: str) -> pa.Array:
+    columns = (read_parquet(shard / ITEMS, columns=[name])[name] for shard in shards)
+    return pa.chunked_array([chunk for column in columns for chunk in column.chunks], pa.string()).combine_chunks()
 
 
 def _skipped(shard: Path, firsts: pa.Array) -> Iterator[Reject]:

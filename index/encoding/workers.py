@@ -20,6 +20,8 @@ from typing import Any, Generic, Self, TypeVar
 
 import torch
 
+from index.encoding.pipe import receive, send
+
 Row = TypeVar("Row")
 Result = TypeVar("Result")
 
@@ -143,7 +145,7 @@ class _Process:
     def do(self, rows: Sequence[Any]) -> Any:
         try:
             self._connection.send(rows)
-            answer = self._connection.recv()
+            answer = receive(self._connection)
         except (EOFError, OSError) as error:
             self._process.join(_SECONDS_TO_DIE)
             if self._process.exitcode is None:  # it lives: the fault is ours, such as too many open files
@@ -175,7 +177,7 @@ def _serve(work: Callable[[Any], Any], connection: Connection, parent: int) -> N
             answer = work(rows)
         except Exception as error:
             answer = _Failure(error)
-        connection.send(answer)
+        send(connection, answer)
 
 
 def _end_with(parent: int) -> None:

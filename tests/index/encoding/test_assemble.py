@@ -42,7 +42,9 @@ def shards_of(tmp_path):
 def assembled(tmp_path):
     def make(folders, **options):
         (tmp_path / "out").mkdir(exist_ok=True)
-        return tmp_path / "out", assemble(folders, tmp_path / "out", dim=DIM, precision="fp32", **options)
+        return tmp_path / "out", assemble(
+            folders, tmp_path / "out", index=tmp_path, dim=DIM, precision="fp32", **options
+        )
 
     return make
 
@@ -219,10 +221,10 @@ def anonymous():
     return next(int(line.split()[1]) for line in open("/proc/self/status") if line.startswith("RssAnon"))
 paths = [make(number) for number in range(shards)]
 (folder / "few").mkdir()
-assemble(paths[:4], folder / "few", dim=dim, precision="fp32")
+assemble(paths[:4], folder / "few", index=folder, dim=dim, precision="fp32")
 before = anonymous()
 (folder / "all").mkdir()
-assemble(paths, folder / "all", dim=dim, precision="fp32")
+assemble(paths, folder / "all", index=folder, dim=dim, precision="fp32")
 print(anonymous() - before, shards * rows * dim * 4 // 1024)
 """
 

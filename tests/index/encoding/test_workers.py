@@ -2,6 +2,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -30,20 +31,50 @@ def test_results_are_those_of_the_function(number):
         assert workers.deaths == 0
 
 
-def test_tensors_come_through_whole():
-    rows = torch.arange(3_000_000, dtype=torch.float32)
-    with Workers(lambda _: {"pixels": rows, "mask": rows[:5] > 2}, 2, died=died) as workers:
+TENSORS = {
+    "pixels": torch.arange(3_000_000, dtype=torch.float32),
+    "turned": torch.arange(12).reshape(3, 4).T,
+    "half": torch.arange(5, dtype=torch.bfloat16),
+    "mask": torch.arange(5) > 2,
+    "one": torch.tensor(7),
+    "none": torch.empty(0, 3),
+    "text": "a",
+}
+
+
+def test_tensors_come_through_whole_and_not_by_shared_memory(monkeypatch):
+    """Containers have 64 MB of that."""
+
+    def full(*args, **options):
+        os._exit(77)
+
+    monkeypatch.setattr(torch.UntypedStorage, "_share_fd_cpu_", full)
+    monkeypatch.setattr(torch.UntypedStorage, "_share_filename_cpu_", full)
+    with Workers(lambda _: TENSORS, 2, died=died) as workers:
         [result] = workers.submit([0]).result()
-    assert torch.equal(result["pixels"], rows)
-    assert torch.equal(result["mask"], rows[:5] > 2)
+        assert workers.deaths == 0
+    assert list(result) == list(TENSORS)
+    for name, value in result.items():
+        assert type(value) is type(TENSORS[name])
+        if name != "text":
+            assert value.dtype == TENSORS[name].dtype and torch.equal(value, TENSORS[name])
+    result["pixels"][0] = 5  # it may be written to, as one of this process
 
 
 def test_large_tasks_do_not_wait_for_a_busy_worker():
-    with Workers(lambda rows: [time.sleep(0.2), len(rows[0])][1], 1, died=died) as workers:
-        start = time.perf_counter()
-        futures = [workers.submit([bytes(4_000_000)]) for _ in range(3)]
-        assert time.perf_counter() - start < 0.2
+    reader, writer = os.pipe()
+    with Workers(lambda rows: [os.read(reader, 1), len(rows[0])][1], 1, died=died) as workers:
+        futures = []
+        submit = threading.Thread(
+            target=lambda: futures.extend(workers.submit([bytes(4_000_000)]) for _ in range(3)), daemon=True
+        )
+        submit.start()
+        submit.join(timeout=60)  # the worker does nothing until it is told to
+        assert not submit.is_alive() and not any(future.done() for future in futures)
+        os.write(writer, b"abc")
         assert [future.result() for future in futures] == [[4_000_000]] * 3
+    os.close(reader)
+    os.close(writer)
 
 
 @pytest.mark.parametrize("number", [0, 1])
@@ -89,15 +120,21 @@ def test_a_row_that_kills_its_process_is_the_only_one_lost():
 
 
 def test_a_worker_killed_from_outside_loses_no_row():
+    reader, writer = os.pipe()
+
     def slowly(rows):
+        os.write(writer, b"x")
         time.sleep(0.3)
         return squares(rows)
 
     with Workers(slowly, 1, died=died) as workers:
         future = workers.submit([1, 2, 3])
-        time.sleep(0.1)
+        os.read(reader, 1)  # it is at work
         os.kill(workers.pids[0], signal.SIGKILL)
         assert future.result() == [[1], [4], [9]]
+        assert workers.deaths == 1
+    os.close(reader)
+    os.close(writer)
 
 
 def test_no_process_is_left():
