@@ -15,7 +15,7 @@ from fanoise.errors import ImageError
 
 IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff"})
 # Pillow opens dozens of formats; decoders that nobody sends are only attack surface.
-_FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM")
+FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM")
 _MAX_ASPECT = 150  # Qwen2-VL refuses an aspect ratio of 200 and more; stay clear of it after rounding
 
 
@@ -73,7 +73,7 @@ def _decode(source: IO[bytes] | bytes | Image.Image, max_pixels: int, name: obje
         try:
             if not isinstance(source, Image.Image):
                 stream = io.BytesIO(source) if isinstance(source, bytes) else source
-                source = Image.open(stream, formats=_FORMATS)
+                source = Image.open(stream, formats=FORMATS)
             width, height = source.size
             if width * height > max_pixels:
                 raise ImageError(f"{width}×{height} pixels, more than the limit of {max_pixels}", name)

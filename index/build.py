@@ -130,6 +130,11 @@ class Build:
             raise InputError(
                 f"near_duplicates must be {' or '.join(get_args(NearDuplicates))}, got {self.near_duplicates!r}"
             )
+        if self.catalog.is_dir() and self.out.is_relative_to(self.catalog.resolve()):
+            raise InputError(
+                f"--out {self.out} lies in the catalogue {self.catalog}, which would then hold the index's own files; "
+                "name a folder outside it"
+            )
         if not 0 <= self.most_rejects <= 1:
             raise InputError(f"most_rejects must be from 0 to 1, got {self.most_rejects}")
 
@@ -148,7 +153,7 @@ class Build:
             claims = stack.enter_context(folder.open(fresh=self.fresh))
             stack.callback(folder.remove_if_empty, claims)
             built, run = self._encode(folder, claims, options)
-            if run.missing() or not claims.take_assembly() or not folder.path.is_dir():
+            if run.missing() or not claims.take_assembly() or claims.are_void():
                 return built
             writer = writer or stack.enter_context(writing(self.out, "build"))
             counts, shards = run.counts(), run.shards()
@@ -175,8 +180,9 @@ class Build:
                 embedder_dim=self.embedder.dim,
                 group_by=ITEM if counts.is_grouped else None,
             )
-            remove_finished(self.out, manifest.generation_in(self.out))
+            # while our shards are there no other build begins, whose first thumbnails nothing names yet
             remove_unused(self.out, sorted(self.out.glob(f"generation-*/{ITEMS}")))
+            remove_finished(self.out, manifest.generation_in(self.out))
             return replace(
                 built,
                 manifest=manifest,

@@ -18,7 +18,8 @@ class Claims:
     """Those of this process on the shards in `folder`. One object a process: closing a second one would lose them."""
 
     def __init__(self, folder: Path) -> None:
-        self._file = os.open(folder / "claims", os.O_RDWR | os.O_CREAT, 0o644)
+        self._path = folder / "claims"
+        self._file = os.open(self._path, os.O_RDWR | os.O_CREAT, 0o644)
 
     def __enter__(self) -> Self:
         return self
@@ -36,6 +37,13 @@ class Claims:
     def alone(self) -> bool:
         """True if no other process works on this folder; then none can join it, either, until `join`."""
         return self._lock(_PRESENCE)
+
+    def are_void(self) -> bool:
+        """True if the folder was removed, or made anew: others do not see these claims."""
+        try:
+            return os.fstat(self._file).st_ino != self._path.stat().st_ino
+        except FileNotFoundError:
+            return True
 
     def take(self, shard: int) -> bool:
         """True if the shard is this process's now."""

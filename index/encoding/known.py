@@ -25,7 +25,7 @@ class KnownRow:
 class KnownRows:
     """Where the vector of a content key is, in any of `folders`: vectors.npy beside items.parquet.
 
-    Folders that cannot be read, or whose vectors are too short or too coarse, are left out. 60 bytes a row.
+    Folders that cannot be read, or whose vectors are too short or too coarse, are left out. 84 bytes a row.
     Args:
         index: the index folder, with the thumbnails; a row that has lost its own is not known.
     """

@@ -10,6 +10,7 @@ from PIL import Image
 
 from fanoise.catalog import Item
 from fanoise.errors import ImageError
+from fanoise.images import FORMATS, open_regular
 from index.encoding.content import ContentKeys, image_digest, is_dear, read_image
 from index.encoding.known import KnownRow, KnownRows
 
@@ -81,11 +82,11 @@ def _size(image: Any) -> tuple[int, int]:
     """Width and height, from the file's header alone; a dear image is not read, and taken for a large one."""
     if is_dear(image):
         return _MOST_PIXELS, 1
-    content = image if isinstance(image, str | Path) else read_image(image)
+    content = open_regular(image) if isinstance(image, str | Path) else read_image(image)
     if isinstance(content, Image.Image):
         return content.size
-    with Image.open(io.BytesIO(content) if isinstance(content, bytes) else content) as opened:
-        return opened.size
+    with io.BytesIO(content) if isinstance(content, bytes) else content as file:
+        return Image.open(file, formats=FORMATS).size
 
 
 def _pixel_limit(embedder: "Embedder") -> int | None:

@@ -27,6 +27,7 @@ _PLAN = "plan.json"
 _ASSEMBLED = "assembled"
 _SHARD = "shard-"
 _AGAIN = "again-"
+_REMOVED = ".partial-"  # which any writer clears away
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,7 +76,12 @@ def _files(catalog: Path) -> Iterator[Path]:
 
 
 class PlanFolder:
-    """DIR/encoding/<digest>: the finished shards of a build until they are all there."""
+    """DIR/encoding/<digest>: the finished shards of a build until they are all there.
+
+    Only a build removes shards: when it has made an index, those of all plans, since what was of use in them is in the
+    index then; when it is told to start afresh, before. Whatever add, update, delete and compact do meanwhile, the next
+    build goes on with them.
+    """
 
     def __init__(self, index: Path, plan: Plan) -> None:
         self.path = index / ENCODING / plan.digest
@@ -99,7 +105,7 @@ class PlanFolder:
                 for number in self.done():
                     self._reconsider(number, fresh=fresh)
             claims.join()
-            if self.path.exists():
+            if not claims.are_void():
                 break
             claims.close()
         if not (self.path / _PLAN).exists():
@@ -139,7 +145,7 @@ class PlanFolder:
             return
         if any(len(VectorStore.open(self.shard(number) / VECTORS)) for number in self.done()):
             return
-        shutil.rmtree(self.path)
+        _remove(self.path)
         with suppress(OSError):  # other plans are there
             self.path.parent.rmdir()
 
@@ -175,5 +181,13 @@ def remove_finished(index: Path, current: Path | None) -> None:
     """Remove the shards of a build that was committed as `current`, a generation, even if it was killed right after."""
     for mark in (index / ENCODING).glob(f"*/{_ASSEMBLED}"):
         if current is not None and mark.samefile(current / ITEMS):
-            shutil.rmtree(index / ENCODING)
+            _remove(index / ENCODING)
             return
+
+
+def _remove(folder: Path) -> None:
+    """Remove a folder at once: a process that looks into it meanwhile must not take its shards for not yet done."""
+    aside = folder.with_name(f"{_REMOVED}{folder.name}")
+    shutil.rmtree(aside, ignore_errors=True)
+    folder.rename(aside)
+    shutil.rmtree(aside, ignore_errors=True)

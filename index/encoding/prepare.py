@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from PIL import Image
 
 from fanoise.catalog import Item
 from fanoise.errors import ImageError
@@ -75,10 +74,13 @@ class Preparer:
         )
 
     def known_facts(self, row: KnownRow | None) -> Facts | None:
-        """Of a row whose vector is known, if it is; `__call__` gives the same for it."""
+        """Of a row whose vector is known, if it is; `__call__` gives the same for it. None for a damaged thumbnail."""
         if row is None:
             return None
-        return Facts(row.content_sha256, row.thumbnail_sha256, self._signature(row.thumbnail_sha256))
+        try:
+            return Facts(row.content_sha256, row.thumbnail_sha256, self._signature(row.thumbnail_sha256))
+        except ImageError:
+            return None
 
     def _open(self, item: Item) -> tuple[Item, Facts]:
         if item.image is None:
@@ -96,8 +98,7 @@ class Preparer:
     def _signature(self, thumbnail_sha256: str | None) -> bytes | None:
         if not self._signatures or thumbnail_sha256 is None:
             return None
-        with Image.open(thumbnail_path(self._index, thumbnail_sha256)) as thumbnail:
-            return signature(thumbnail)
+        return signature(open_image(thumbnail_path(self._index, thumbnail_sha256)))
 
     def _collate(self, rows: Sequence[tuple[int, Item]]) -> tuple[Batch | None, dict[int, str]]:
         """The model's batch, and the rows that it refuses."""

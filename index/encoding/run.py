@@ -58,7 +58,7 @@ class ShardRun:
 
     def is_left_to_others(self) -> bool:
         """True if other processes are at work on all that is missing, or have made an index of the shards already."""
-        if not self._folder.path.is_dir():
+        if self._claims.are_void():
             return True
         return not any(self._claims.take(number) for number in self.missing())
 
@@ -83,7 +83,7 @@ class ShardRun:
     def _take(self, number: int) -> bool:
         if self._folder.is_done(number) or not self._claims.take(number):
             return False
-        if not self._folder.is_done(number):
+        if not self._folder.is_done(number) and not self._claims.are_void():
             return True
-        self._claims.release(number)  # done by another process between the two looks
+        self._claims.release(number)  # done by another process between the two looks, or all of them are in an index
         return False

@@ -159,10 +159,12 @@ class EncodedShard:
             self._reject(position, vector)
             return
         [short] = truncated(vector[None], self._options.dim)
-        if np.isfinite(short).all():
-            self._vectors[position] = short
-        else:
+        if not np.isfinite(short).all():
             self._reject(position, "its embedding is not finite")
+        elif not short.any():
+            self._reject(position, "its embedding is zero, which has no direction")
+        else:
+            self._vectors[position] = short
 
     def _reject(self, position: int, reason: str) -> None:
         self._rejects[position] = Reject(self._items.pop(position).id, self._paths[position], reason)
@@ -181,5 +183,7 @@ def _given_vector(value: Any, dim: int) -> np.ndarray | str:
         return "its vector is not a list of numbers"
     if vector.shape != (dim,):
         return f"its vector has shape {list(vector.shape)}, and the embedder's have [{dim}]"
-    with np.errstate(divide="ignore", invalid="ignore"):
+    if not vector.any():
+        return "its vector is zero, which has no direction"
+    with np.errstate(invalid="ignore"):
         return vector / np.linalg.norm(vector)

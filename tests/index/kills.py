@@ -272,7 +272,7 @@ class Trials:
         assert self._state == after, f"the next command, {task['command']}, did not go through"
         allowed = {".lock", MANIFEST, THUMBNAILS, f"generation-{number:06d}", f"generation-{number - 1:06d}"}
         if task["command"] != "build":
-            allowed.add(ENCODING)  # of a build that was killed right after its commit; the next one removes it
+            allowed.add(ENCODING)  # only a build removes the shards of one that was killed, see index.encoding.plan
         left = {path.name for path in self._folder.iterdir()} - allowed
         assert not left, f"leftovers after {task['command']}: {sorted(left)}"
 

@@ -1,10 +1,12 @@
-"""An embedder that costs nothing but has both halves of a real one, and catalogues for it; also as a child process.
+"""An embedder that costs nothing but has both halves of a real one, and catalogues for it; builds as child processes.
 
-python -m tests.index.encoding.fakes '{"catalog": ..., "out": ..., and fields of Build; "delay_s": per batch}'
+`python -m tests.index.encoding.fakes` starts builds that are asked for as JSON lines, see `serve`.
 """
 
 import hashlib
 import json
+import os
+import signal
 import sys
 import time
 from collections.abc import Sequence
@@ -91,17 +93,67 @@ def write_catalog(path: Path, count: int, *, images: int = 0, text: str = "thing
     return path
 
 
-def main() -> None:
+def serve() -> None:
+    """Fork a build for each request, from a process that has imported everything; or wait for one that was started.
+
+    {"start": {"catalog", "out", "delay_s" per batch, "die_at" a call that touches `out`, and fields of Build}, "logs"}
+    {"wait": pid, "block": bool}
+    """
+    import pyarrow as pa
+
+    import index.build  # noqa: F401
+
+    pa.array(np.zeros(1))  # imports pandas, where it is installed
+    print("ready", flush=True)
+    for line in sys.stdin:
+        request = json.loads(line)
+        if "start" in request:
+            answer = os.fork()
+            if answer == 0:
+                os._exit(_build(request["start"], Path(request["logs"])))
+        else:
+            pid, status = os.waitpid(request["wait"], 0 if request["block"] else os.WNOHANG)
+            answer = os.waitstatus_to_exitcode(status) if pid else None
+        print(json.dumps(answer), flush=True)
+
+
+def _build(options: dict[str, Any], logs: Path) -> int:
     from index.build import Build
 
-    options = json.loads(sys.argv[1])
+    for descriptor, name in ((1, "out"), (2, "err")):
+        os.dup2(os.open(logs / name, os.O_WRONLY | os.O_CREAT), descriptor)
     embedder: Any = SplitEmbedder(delay_s=options.pop("delay_s", 0.0))
     catalog, out = Path(options.pop("catalog")), Path(options.pop("out"))
-    with cli_errors():
-        built = Build(embedder=embedder, catalog=catalog, out=out, progress=False, **options).run()
-    counts = {name: getattr(built, name) for name in ("encoded", "reused", "removed", "rejected")}
-    print(json.dumps({"done": built.manifest is not None, "here": sum(embedder.module.batches), **counts}))
+    _die_before(options.pop("die_at", 0), out)
+    try:
+        with cli_errors():
+            built = Build(embedder=embedder, catalog=catalog, out=out, progress=False, **options).run()
+        counts = {name: getattr(built, name) for name in ("encoded", "reused", "removed", "rejected")}
+        print(json.dumps({"done": built.manifest is not None, "here": sum(embedder.module.batches), **counts}))
+        return 0
+    except SystemExit as end:
+        return int(end.code or 0)
+    finally:
+        sys.stdout.flush()
+        sys.stderr.flush()
+
+
+def _die_before(call: int, folder: Path) -> None:
+    """Let SIGKILL end this process, not its workers, before its so manieth call that touches the folder; 0: never."""
+    calls, process = 0, os.getpid()
+
+    def count(event: str, arguments: tuple[Any, ...]) -> None:
+        nonlocal calls
+        if os.getpid() == process and any(
+            isinstance(argument, (str, os.PathLike)) and str(folder) in str(argument) for argument in arguments
+        ):
+            calls += 1
+            if calls == call:
+                os.kill(process, signal.SIGKILL)
+
+    if call:
+        sys.addaudithook(count)
 
 
 if __name__ == "__main__":
-    main()
+    serve()

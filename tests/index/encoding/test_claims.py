@@ -85,3 +85,15 @@ def test_only_one_assembles(ours, tmp_path):
     with other(tmp_path) as theirs:
         assert theirs.ask("claims.take_assembly()")
         assert not ours.take_assembly()
+
+
+def test_claims_on_a_folder_that_was_removed_or_made_anew_are_void(tmp_path):
+    folder = tmp_path / "plan"
+    folder.mkdir()
+    with Claims(folder) as claims:
+        assert not claims.are_void()
+        folder.rename(tmp_path / "aside")
+        assert claims.are_void()
+        folder.mkdir()
+        with Claims(folder) as new:
+            assert claims.are_void() and not new.are_void()

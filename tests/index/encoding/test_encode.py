@@ -1,6 +1,7 @@
 import json
+import os
 import random
-import time
+import select
 
 import numpy as np
 import pytest
@@ -133,8 +134,6 @@ def test_an_error_of_another_kind_is_not_a_reject(encode, split):
 
 
 def test_a_row_that_kills_its_worker_is_one_reject(encode, split, tmp_path):
-    import os
-
     collate = split.collate
 
     def deadly(items, role):
@@ -257,7 +256,7 @@ def test_given_vectors_are_taken_and_the_model_is_left_alone(encode, split, tmp_
         "its vector is missing",
         "its vector has shape [15], and the embedder's have [16]",
         "its embedding is not finite",
-        "its embedding is not finite",
+        "its vector is zero, which has no direction",
         "its vector is not a list of numbers",
         "its vector has shape [1, 16], and the embedder's have [16]",
     ]
@@ -284,15 +283,58 @@ def test_only_a_few_shards_are_in_memory(encode, split):
     assert 50 <= most <= 4 * 50
 
 
-def test_the_model_does_not_wait_for_the_workers(encode, split, monkeypatch):
-    """Preparing takes as long as encoding, on other cores (asleep here); one after the other it would be twice that."""
-    collate = split.collate
-    split.collate = lambda items, role: time.sleep(0.04) or collate(items, role)
-    split.module.delay_s = 0.04
-    rows = [Item(id=str(i), text=f"t{i}") for i in range(400)]
-    encoder = encode(split, rows, size=100, batch_size=10, workers=2)
-    assert encoder.model_seconds >= 40 * 0.04
-    assert encoder.model_seconds / encoder.seconds > 0.75
+@pytest.mark.parametrize("workers", [1, 2])
+def test_the_next_batch_is_prepared_while_the_model_is_at_work(encode, split, workers):
+    """Also that of the next shard: no batch leaves the model before the one after it has been collated."""
+    reader, writer = os.pipe()
+    collate, forward = split.collate, split.module.forward
+    split.collate = lambda items, role: os.write(writer, b"x") and collate(items, role)
+    count = 0
+
+    def slow(batch):
+        nonlocal count
+        count += 1
+        # the first batch's byte, then one each; of the last there is none after it
+        for _ in range(0 if count == 12 else 2 if count == 1 else 1):
+            ready, _, _ = select.select([reader], [], [], 60)
+            assert ready, f"batch {count + 1} is not prepared while batch {count} is in the model"
+            os.read(reader, 1)
+        return forward(batch)
+
+    split.module.forward = slow
+    encoder = encode(
+        split, [Item(id=str(i), text=f"t{i}") for i in range(120)], size=40, batch_size=10, workers=workers
+    )
+    assert count == 12 and 0 < encoder.model_seconds <= encoder.seconds
+    os.close(reader)
+    os.close(writer)
+
+
+def test_a_vector_without_a_direction_is_a_reject(encode, split, tmp_path):
+    forward = split.module.forward
+
+    def zero(batch):
+        vectors = forward(batch).clone()
+        vectors[0] = 0
+        return vectors
+
+    split.module.forward = zero
+    encode(split, [Item(id=str(i), text="x" * (9 - i)) for i in range(5)], batch_size=5)
+    assert ids(tmp_path / "shards") == ["1", "2", "3", "4"]
+    [line] = (tmp_path / "shards" / "000" / "rejects.jsonl").read_text().splitlines()
+    assert json.loads(line) == {"id": "0", "path": None, "reason": "its embedding is zero, which has no direction"}
+
+
+def test_a_known_row_whose_thumbnail_is_damaged_is_encoded_again(encode, split, tmp_path):
+    rows = list(read_catalog(write_catalog(tmp_path / "c.jsonl", 8, images=4)))
+    encode(split, rows, "first", signatures=True)
+    for path in list((tmp_path / "thumbnails").rglob("*.jpg"))[:2]:
+        path.write_bytes(path.read_bytes()[:50])
+    split.module.batches.clear()
+    known = KnownRows([tmp_path / "first" / "000"], index=tmp_path, dim=DIM, precision="fp32")
+    encode(split, rows, "second", signatures=True, known=known)
+    assert sum(split.module.batches) == 2
+    assert contents(tmp_path / "first") == contents(tmp_path / "second")
 
 
 def test_few_rows_are_not_worth_a_process():

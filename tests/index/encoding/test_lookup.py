@@ -1,3 +1,4 @@
+import os
 from types import SimpleNamespace
 
 import pytest
@@ -38,6 +39,15 @@ def test_images_count_by_their_area_up_to_the_limit(tmp_path, options):
     assert lengths.of(Item(image=(tmp_path / "small.png").read_bytes(), text="x" * 8)) == 4
     assert lengths.of(Item(image=tmp_path / "large.png")) == most
     assert lengths.of(Item(image=tmp_path / "none.png")) == 0
+
+
+def test_what_is_no_image_file_has_no_length_and_is_not_waited_for(tmp_path):
+    """A pipe, named in a table, would never end; and only formats that are decoded later are looked into."""
+    os.mkfifo(tmp_path / "pipe.png")
+    draw(tmp_path / "picture.tga", 1)
+    (tmp_path / "folder.png").mkdir()
+    for name in ("pipe.png", "picture.tga", "folder.png", "a\0b.png"):
+        assert Lengths(embedder()).of(Item(image=tmp_path / name)) == 0
 
 
 def test_a_side_is_not_taken_for_an_area(tmp_path):

@@ -1,5 +1,6 @@
 import json
 import os
+import shutil
 import subprocess
 import sys
 from dataclasses import replace
@@ -8,8 +9,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from fanoise.catalog import Item
 from fanoise.errors import InputError
 from index.encoding.plan import Plan, PlanFolder, catalog_state, remove_finished
+from index.encoding.progress import Progress
+from index.encoding.run import ShardRun
 from index.encoding.shard import ShardOptions
 from index.store import VectorWriter
 from tests.index.encoding.fakes import draw, write_catalog
@@ -232,3 +236,42 @@ def test_shards_go_when_what_was_made_of_them_is_current(tmp_path):
     remove_finished(tmp_path, tmp_path / "generation-000003")
     assert not folder.path.parent.exists()
     remove_finished(tmp_path, tmp_path / "generation-000003")
+
+
+def test_shards_go_all_at_once(tmp_path, monkeypatch):
+    """Seen from a process that is late: the folder is whole, or gone."""
+    folder, claims = opened(tmp_path)
+    seen = []
+    with claims:
+        commit(folder, 0)
+        (tmp_path / "generation-000001").mkdir()
+        (tmp_path / "generation-000001" / "items.parquet").write_text("items")
+        folder.mark_assembled(tmp_path / "generation-000001" / "items.parquet")
+        rmtree = shutil.rmtree
+
+        def watched(path, **options):
+            if path.exists():
+                seen.append((folder.path.exists(), claims.are_void()))
+            rmtree(path, **options)
+
+        monkeypatch.setattr(shutil, "rmtree", watched)
+        remove_finished(tmp_path, tmp_path / "generation-000001")
+    assert seen == [(False, True)]
+    assert [path.name for path in tmp_path.iterdir()] == ["generation-000001"]
+
+
+def test_a_process_that_is_late_does_not_begin_anew_what_is_in_an_index(tmp_path):
+    folder, claims = opened(tmp_path)
+    with claims:
+        run = ShardRun(folder, claims, shard_rows=2, progress=Progress("c", None, shown=False))
+        rows = [Item(id=str(i), text="t") for i in range(6)]
+        unclaimed = run._unclaimed(rows)
+        assert next(unclaimed).number == 0
+        commit(folder, 0)
+        folder.path.parent.rename(tmp_path / "assembled")  # by another process, meanwhile
+        assert list(unclaimed) == []
+        assert run.missing() == [0, 1, 2] and run.is_left_to_others()
+        _, theirs = opened(tmp_path)  # and one more begins the same
+        with theirs:
+            assert run.is_left_to_others() and list(run._unclaimed(rows)) == []
+            assert theirs.take(0)
