@@ -14,7 +14,7 @@ from fanoise.errors import ArtifactError, InputError
 from fanoise.images import open_image
 from index.encoding.query import load_embedder
 from index.manifest import THUMBNAILS, CatalogRef
-from index.search import Answer, Index, Searcher
+from index.search import Answer, Hit, Index, Searcher
 
 if TYPE_CHECKING:
     from fanoise.embedder import Embedder
@@ -75,7 +75,7 @@ class _Query:
     text: str | None
     image: Image.Image | None
     k: int
-    where: dict[str, str] | None = field(default=None)
+    where: dict[str, Any] | None = field(default=None)
 
 
 def movement(own_ids: Sequence[str], other_ids: Sequence[str]) -> list[Move]:
@@ -175,7 +175,7 @@ class Service:
         text: str | None = None,
         image: Photo | None = None,
         k: int = 10,
-        where: Mapping[str, str] | None = None,
+        where: Mapping[str, Any] | None = None,
     ) -> Answer:
         """The `k` best items of one index for a text, a photo, or both.
 
@@ -191,13 +191,13 @@ class Service:
         text: str | None = None,
         image: Photo | None = None,
         k: int = 10,
-        where: Mapping[str, str] | None = None,
+        where: Mapping[str, Any] | None = None,
     ) -> Comparison:
         """The same query to both indices of a catalogue; the photo is decoded once. Raises as `search` does."""
         pair = self.pair(catalog)
         query = _read_query(text, image, k, where)
         baseline, fanoise = _run(pair.baseline, query), _run(pair.fanoise, query)
-        left, right = [hit.id for hit in baseline.hits], [hit.id for hit in fanoise.hits]
+        left, right = ([_item_of(hit, pair) for hit in answer.hits] for answer in (baseline, fanoise))
         return Comparison(
             baseline=baseline,
             fanoise=fanoise,
@@ -214,6 +214,13 @@ def _open_searcher(folder: str | Path, loaded: "list[Embedder]") -> Searcher:
         embedder = load_embedder(wanted, index.path)
         loaded.append(embedder)
     return Searcher(index, embedder)
+
+
+def _item_of(hit: Hit, pair: Pair) -> str:
+    """What stands for the hit in both lists: of an item with several images, each side may have found another one."""
+    field = pair.baseline.index.group_by
+    value = hit.fields.get(field) if field else None
+    return hit.id if value is None else str(value)
 
 
 def _catalog_name(catalog: CatalogRef) -> str:
@@ -234,7 +241,7 @@ def _run(searcher: Searcher, query: _Query) -> Answer:
     return searcher.search(text=query.text, image=query.image, k=query.k, where=query.where)
 
 
-def _read_query(text: str | None, image: Photo | None, k: int, where: Mapping[str, str] | None) -> _Query:
+def _read_query(text: str | None, image: Photo | None, k: int, where: Mapping[str, Any] | None) -> _Query:
     text = (text or "").strip()
     if len(text) > MAX_TEXT_CHARACTERS:
         raise InputError(

@@ -79,8 +79,9 @@ def _parser() -> argparse.ArgumentParser:
         "--where",
         action="append",
         default=[],
-        metavar="FIELD=VALUE",
-        help="rank only items with this value; may be repeated, all must hold",
+        metavar="CONDITION",
+        help="rank only items that meet it: FIELD=VALUE, or with !=, '>=', '<=', '*=' (contains); repeatable, see "
+        "`python -m index search --help`",
     )
     retrieval.add_argument("--k", type=int, default=100, metavar="N", help="items retrieved a query (default: 100)")
     retrieval.add_argument("--json", action="store_true", help="print means and counts as JSON")

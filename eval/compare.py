@@ -17,6 +17,7 @@ import scipy.stats
 from eval.metrics import METRICS
 from eval.result import Result
 from fanoise.errors import InputError
+from index.where import written_where
 
 SIGNIFICANCE = 0.05
 CONFIDENCE = 0.95
@@ -280,7 +281,7 @@ def _warnings(a: Result, b: Result) -> list[str]:
 
 
 def _gallery(result: Result) -> str:
-    filters = ", ".join(f"{name}={value}" for name, value in result.where.items())
+    filters = ", ".join(written_where(result.where))
     return f"{result.gallery.get('count')} items" + (f" with {filters}" if filters else "")
 
 

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from tqdm import tqdm
@@ -10,6 +10,7 @@ from tqdm import tqdm
 from eval.queries import Query
 from fanoise.catalog import Item
 from fanoise.errors import ArtifactError, ImageError, InputError
+from index.where import written_where
 
 if TYPE_CHECKING:
     from fanoise.embedder import Embedder
@@ -31,7 +32,7 @@ def rank(
     queries: Sequence[Query],
     *,
     k: int,
-    where: Mapping[str, str] | None = None,
+    where: Mapping[str, Any] | None = None,
     batch_size: int = 32,
     progress: bool = True,
 ) -> Ranking:
@@ -40,7 +41,7 @@ def rank(
     A query whose image cannot be read is named in `failed` and gets an empty ranking, so it scores 0 and stays in the
     mean. Scores are noise-free: `Embedder.encode` never applies noise.
     Args:
-        where: only items whose fields have these values are ranked.
+        where: only items that meet these conditions are ranked, see `index.where`.
         progress: show a bar on stderr, if that is a terminal.
     Raises: InputError if no query at all could be encoded; ArtifactError if an embedding is not finite.
     """
@@ -64,7 +65,7 @@ def rank(
     return ranking
 
 
-def reachable_ids(index: "Index", where: Mapping[str, str] | None) -> list[str]:
+def reachable_ids(index: "Index", where: Mapping[str, Any] | None) -> list[str]:
     """Ids of the items that a search with this filter can return: the gallery.
 
     Raises: InputError if no item passes the filter.
@@ -73,7 +74,7 @@ def reachable_ids(index: "Index", where: Mapping[str, str] | None) -> list[str]:
         return list(index.live_ids)
     ids = [index.ids[row] for row in np.flatnonzero(index.matching(where))]
     if not ids:
-        shown = ", ".join(f"{name}={value}" for name, value in where.items())
+        shown = ", ".join(written_where(where))
         raise InputError(f"no item of the index has {shown}; see the fields with `python -m index info`")
     return ids
 
@@ -108,9 +109,10 @@ def _check_finite(queries: Sequence[Query], embeddings_BD: np.ndarray) -> None:
 
 
 def _search(
-    index: "Index", embeddings_BD: np.ndarray, k: int, where: Mapping[str, str] | None
+    index: "Index", embeddings_BD: np.ndarray, k: int, where: Mapping[str, Any] | None
 ) -> list[list[tuple[str, float]]]:
-    scores_BK, rows_BK = index.search(embeddings_BD, min(k, len(index)), where)
+    # ungrouped, whatever the index does by default: a query names the items it wants, several images of a thing too
+    scores_BK, rows_BK = index.search(embeddings_BD, min(k, len(index)), where, group_by="")
     return [
         [(index.ids[row], float(score)) for score, row in zip(scores_K, rows_K, strict=True) if row >= 0]
         for scores_K, rows_K in zip(scores_BK, rows_BK, strict=True)

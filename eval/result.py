@@ -33,7 +33,7 @@ class Result:
     """queries, failed (image unreadable, scored 0), unreachable (all positives outside the filter, scored 0), items."""
     k: int
     """How many items were retrieved for each query."""
-    where: dict[str, str]
+    where: dict[str, Any]
     """The filter, empty if there was none."""
     embedder: dict[str, Any]
     """name, fingerprint (equal fingerprints are the same embedder), noise it was trained with."""

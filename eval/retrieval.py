@@ -27,7 +27,7 @@ def evaluate(
     searcher: "Searcher",
     queries: Path | str,
     *,
-    where: Mapping[str, str] | None = None,
+    where: Mapping[str, Any] | None = None,
     k: int = 100,
     batch_size: int = 32,
     seed: int | None = None,
@@ -38,7 +38,7 @@ def evaluate(
     With a filter, a query whose positives all lie outside it stays in the mean with 0 and is counted as "unreachable".
     Args:
         queries: a query file, see `eval.queries`.
-        where: rank only items whose fields have these values.
+        where: rank only items that meet these conditions, see `index.where`.
         k: how many items to retrieve for each query; RR is 0 beyond it.
         seed: seed the embedder was trained with; only recorded.
     Raises: InputError for a query file that cannot be used; ArtifactError for embeddings or scores that are not finite.

@@ -1,85 +1,225 @@
-"""`where={"category": "shoes"}`: which rows match, and how FAISS is told to look at no others."""
+"""Which rows meet a filter. A field's type says how its values are compared:
 
-from collections.abc import Mapping
-from typing import Any
+numbers    as numbers: 20, 20.0 and "20" are one price. A text that is no number equals none; as a bound it is an error.
+flags      true and false, in small or capital letters; they have no order.
+text       letter by letter, in the order of Unicode. But where every value spells a number, as in a CSV, `min` and
+           `max` compare numbers.
+others     (dates, objects) by their text, which orders ISO dates rightly.
+"""
 
-import faiss
+import difflib
+from collections.abc import Callable, Mapping, Sequence
+from functools import cached_property
+from typing import Any, Literal
+
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from fanoise.errors import InputError
-from index.items import Items
+from index.where import Condition, Contains, In, Not, Range, as_number, conditions, spelled
+
+Kind = Literal["number", "flag", "text"]
+
+_MOST_COMPARED = 20_000
+_MOST_LISTED = 12
 
 
 class FieldFilter:
-    """Equality on fields, compared as text. A field is turned into codes once, when first asked for."""
+    """Conditions on columns of equal length. A column is prepared once, when first asked for; threads may share one.
 
-    def __init__(self, items: Items) -> None:
-        self._items = items
-        self._codes: dict[str, tuple[dict[str, int], np.ndarray]] = {}
+    Args:
+        names: of the fields.
+        column: a field's values by row; null where there is none, or where a row is to match nothing.
+    """
+
+    def __init__(self, names: Sequence[str], column: Callable[[str], pa.Array]) -> None:
+        self._names, self._column = names, column
+        self._fields: dict[str, Field] = {}
 
     def mask(self, where: Mapping[str, Any]) -> np.ndarray:
-        """bool [N]: rows whose fields equal every value in `where`. Raises InputError for an unknown field."""
-        mask = np.ones(len(self._items), dtype=bool)
-        for name, value in where.items():
-            if name not in self._items.field_names:
-                known = ", ".join(self._items.field_names) or "none"
-                raise InputError(f"where: unknown field {name!r}; the fields of this index are: {known}")
-            code_of, codes = self._field(name)
-            # -2 is no code, so an unknown value matches nothing; a missing value is -1 and never matches either
-            mask &= codes == code_of.get(self._wanted(name, value), -2)
-        return mask
+        """bool [N]: rows that meet every condition; `where` must have one.
 
-    def _field(self, name: str) -> tuple[dict[str, int], np.ndarray]:
-        if name not in self._codes:  # two threads may both do this once, with the same result
-            assert self._items.fields is not None
-            code_of: dict[str, int] = {}
-            values = self._items.fields.field(name).to_pylist()
-            codes = [-1 if value is None else code_of.setdefault(_as_text(value), len(code_of)) for value in values]
-            self._codes[name] = (code_of, np.array(codes, dtype=np.int64))
-        return self._codes[name]
+        Raises: InputError for an unknown field, or a condition that makes no sense for the field's type.
+        """
+        masks = [self.field(name).mask(one) for name, several in conditions(where).items() for one in several]
+        return np.logical_and.reduce(masks)
 
-    def _wanted(self, name: str, value: Any) -> str:
-        """`value` in the spelling of the field's type: 20 and 20.0 are one price, true and True one flag."""
-        assert self._items.fields is not None
-        kind, text = self._items.fields.type.field(name).type, _as_text(value)
-        if pa.types.is_boolean(kind):
-            return text.capitalize()
-        if pa.types.is_floating(kind):
-            try:
-                return _as_text(float(text))
-            except ValueError:
-                return text
-        return text
+    def notes(self, where: Mapping[str, Any]) -> list[str]:
+        """What a user may have mistyped: values that no row has, with the near ones; conditions that no row meets."""
+        notes = [
+            note
+            for name, several in conditions(where).items()
+            for one in several
+            for note in self.field(name).notes(one)
+        ]
+        if where and not notes and not self.mask(where).any():
+            notes.append("some items meet each condition of the filter, but none meets all")
+        return notes
+
+    def field(self, name: str) -> "Field":
+        """Raises InputError for an unknown one, listing the known."""
+        if name not in self._names:
+            raise InputError(
+                f"where: unknown field {name!r}; the fields of this index are: {', '.join(self._names) or 'none'}"
+            )
+        if name not in self._fields:  # two threads may both do this once, with the same result
+            self._fields[name] = Field(name, self._column(name))
+        return self._fields[name]
 
 
-def can_filter(index: faiss.Index) -> bool:
-    """Whether FAISS can keep a search of this type to chosen rows: PQ and fast-scan cannot without IVF."""
-    if isinstance(index, faiss.IndexPreTransform):
-        return can_filter(faiss.downcast_index(index.index))
-    if isinstance(index, faiss.IndexRefine):
-        return can_filter(faiss.downcast_index(index.base_index))
-    return not isinstance(index, (faiss.IndexPQ, faiss.IndexFastScan))
+class Field:
+    """A column as its distinct values and, for each value of a row, which of them it is."""
+
+    def __init__(self, name: str, column: pa.Array) -> None:
+        self.name = name
+        self._count = len(column)
+        self._owners: np.ndarray | None = None
+        """int64 [V]: the row of each value, where rows hold lists."""
+        if isinstance(column, pa.ChunkedArray):
+            column = column.combine_chunks()
+        if pa.types.is_fixed_size_list(column.type):
+            column = column.cast(pa.list_(column.type.value_type))
+        self.is_list = pa.types.is_list(column.type) or pa.types.is_large_list(column.type)
+        if self.is_list:
+            self._owners = pc.list_parent_indices(column).to_numpy()
+            column = pc.list_flatten(column)
+        self.kind, values = _normalised(column)
+        encoded = values.dictionary_encode()
+        self.distinct: pa.Array = encoded.dictionary
+        """Each value once; missing ones are not among them."""
+        self.codes = encoded.indices.fill_null(len(self.distinct)).to_numpy()
+        """Place in `distinct` of each value, its length where there is none."""
+
+    def mask(self, condition: Condition) -> np.ndarray:
+        """bool [N]. Raises InputError for a condition that makes no sense for the kind of field."""
+        if isinstance(condition, In):
+            return self._rows(self._equal(condition.values))
+        if isinstance(condition, Not):
+            return self.present & ~self._rows(self._equal(condition.values))
+        if isinstance(condition, Range):
+            return self._rows(self._between(condition))
+        return self._rows(self._containing(condition))
+
+    @cached_property
+    def present(self) -> np.ndarray:
+        """bool [N]: rows that have a value."""
+        return self._rows(np.ones(len(self.distinct), dtype=bool))
+
+    def notes(self, condition: Condition) -> list[str]:
+        """As `FieldFilter.notes`, for one condition."""
+        if isinstance(condition, (In, Not)):
+            unknown = [value for value in condition.values if not self._equal([value]).any()]
+            return [f"no item has {self.name} {self._quoted(value)}{self._instead(value)}" for value in unknown]
+        if self.mask(condition).any():
+            return []
+        if isinstance(condition, Contains):
+            return [f"no item has {condition.text!r} in its {self.name}{self._instead(condition.text)}"]
+        asked = [("from", condition.min), ("to", condition.max)]
+        span = " ".join(f"{word} {self._quoted(end)}" for word, end in asked if end is not None)
+        return [f"no item has a {self.name} {span}{self._extent()}"]
+
+    def _rows(self, chosen: np.ndarray) -> np.ndarray:
+        """bool [N] from bool [distinct values]: rows with a value that is chosen."""
+        hit = np.append(chosen, False)[self.codes]  # the last place is that of missing values
+        if self._owners is None:
+            return hit
+        rows = np.zeros(self._count, dtype=bool)
+        rows[self._owners[hit]] = True
+        return rows
+
+    def _equal(self, values: Sequence[str]) -> np.ndarray:
+        if self.kind == "text":
+            return _bools(pc.is_in(self.distinct, value_set=pa.array(values, pa.string())))
+        if self.kind == "flag":
+            wanted = [value.lower() == "true" for value in values if value.lower() in ("true", "false")]
+            return _bools(pc.is_in(self.distinct, value_set=pa.array(wanted, pa.bool_())))
+        numbers = [number for value in values if (number := as_number(value)) is not None]
+        if self._numbers.dtype.kind != "f":  # as whole numbers, since a float would lose digits
+            info = np.iinfo(self._numbers.dtype)
+            numbers = [int(n) for n in numbers if n == int(n) and info.min <= n <= info.max]
+        return np.isin(self._numbers, np.array(numbers, dtype=self._numbers.dtype))
+
+    def _between(self, condition: Range) -> np.ndarray:
+        chosen = np.ones(len(self.distinct), dtype=bool)
+        for sign, end in ((">=", condition.min), ("<=", condition.max)):
+            if end is None:
+                continue
+            if self.kind == "flag":
+                raise self._senseless(sign, end, "flags, which have no order; use =")
+            if self._numbers is None:
+                compare = pc.greater_equal if sign == ">=" else pc.less_equal
+                chosen &= _bools(compare(self.distinct, end))
+                continue
+            number = as_number(end)
+            if number is None:
+                raise self._senseless(sign, end, "numbers; give one, such as 10 or 2.5")
+            chosen &= self._numbers >= number if sign == ">=" else self._numbers <= number
+        return chosen
+
+    def _containing(self, condition: Contains) -> np.ndarray:
+        if self.kind != "text":
+            raise self._senseless("*=", condition.text, f"{self.kind}s, and only text contains text; use =")
+        return _bools(pc.match_substring(self.distinct, condition.text, ignore_case=True))
+
+    def _senseless(self, sign: str, value: str, rule: str) -> InputError:
+        return InputError(f"where {self.name}{sign}{value}: the field {self.name!r} holds {rule}")
+
+    @cached_property
+    def _numbers(self) -> Any:
+        """The distinct values as numbers, in their order; None unless all of them are or spell numbers."""
+        if self.kind == "number":
+            return self.distinct.to_numpy(zero_copy_only=False)
+        if self.kind == "flag" or not len(self.distinct):
+            return None
+        numbers = np.empty(len(self.distinct))
+        for i, text in enumerate(self.distinct.to_pylist()):
+            number = as_number(text)
+            if number is None:
+                return None
+            numbers[i] = number
+        return numbers
+
+    def _quoted(self, value: str) -> str:
+        return value if self.kind == "number" and as_number(value) is not None else repr(value)
+
+    def _instead(self, value: str) -> str:
+        """Near values, or all if they are few, or where numbers lie."""
+        if self.kind == "number":
+            return self._extent()
+        known = sorted(map(spelled, self.distinct.slice(0, _MOST_COMPARED).to_pylist()))
+        folded = {text.casefold(): text for text in known}
+        near = [folded[name] for name in difflib.get_close_matches(value.casefold(), folded, n=3)]
+        if near:
+            return f"; near: {', '.join(map(repr, near))}"
+        if known and len(known) == len(self.distinct) <= _MOST_LISTED:
+            return f"; there are: {', '.join(map(repr, known))}"
+        return ""
+
+    def _extent(self) -> str:
+        if not len(self.distinct):
+            return "; no item has any"
+        if self._numbers is not None:
+            low, high = spelled(self._numbers.min().item()), spelled(self._numbers.max().item())
+        else:
+            low, high = (repr(end.as_py()) for end in pc.min_max(self.distinct).values())
+        return f"; they run from {low} to {high}"
 
 
-def search_parameters(index: faiss.Index, mask: np.ndarray) -> faiss.SearchParameters:
-    """FAISS search parameters that keep `index` to the rows of `mask`, all else as stored in the index."""
-    return _parameters(index, faiss.IDSelectorBitmap(np.packbits(mask, bitorder="little")))
+def _normalised(column: pa.Array) -> tuple[Kind, pa.Array]:
+    """What kind of values these are, and the values as bool, a number type or string, null where missing."""
+    kind = column.type
+    if pa.types.is_boolean(kind):
+        return "flag", column
+    if pa.types.is_integer(kind):
+        return "number", column
+    if pa.types.is_floating(kind) or pa.types.is_decimal(kind):
+        column = column.cast(pa.float64())
+        return "number", pc.if_else(pc.is_nan(column), None, column)
+    if not pa.types.is_string(kind):
+        column = pa.array([None if value is None else spelled(value) for value in column.to_pylist()], pa.string())
+    return "text", pc.if_else(pc.equal(column, ""), None, column)
 
 
-def _parameters(index: faiss.Index, selector: faiss.IDSelector) -> faiss.SearchParameters:
-    if isinstance(index, faiss.IndexPreTransform):
-        inner = _parameters(faiss.downcast_index(index.index), selector)
-        return faiss.SearchParametersPreTransform(index_params=inner)
-    if isinstance(index, faiss.IndexRefine):
-        inner = _parameters(faiss.downcast_index(index.base_index), selector)
-        return faiss.IndexRefineSearchParameters(base_index_params=inner, k_factor=index.k_factor)
-    if isinstance(index, faiss.IndexIVF):
-        return faiss.SearchParametersIVF(sel=selector, nprobe=index.nprobe)
-    if isinstance(index, faiss.IndexHNSW):
-        return faiss.SearchParametersHNSW(sel=selector, efSearch=index.hnsw.efSearch)
-    return faiss.SearchParameters(sel=selector)
-
-
-def _as_text(value: Any) -> str:
-    return str(int(value)) if isinstance(value, float) and value.is_integer() else str(value)
+def _bools(array: pa.Array) -> np.ndarray:
+    return array.to_numpy(zero_copy_only=False).astype(bool)

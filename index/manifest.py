@@ -204,18 +204,22 @@ class Manifest:
                 yield f"{path} is damaged: its SHA-256 is not the one in {MANIFEST}"
 
     def check_embedder(self, folder: Path, embedder: "Embedder") -> None:
-        """Raise ArtifactError naming each part of the fingerprint in which `embedder` is not the one of this index."""
-        ours, theirs = self.embedder.fingerprint, dict(embedder.fingerprint)
-        parts = [part for part in (*ours, *(set(theirs) - set(ours))) if ours.get(part) != theirs.get(part)]
-        if not parts:
-            return
-        first = parts[0]
-        also = f" (and another {', '.join(parts[1:])})" if parts[1:] else ""
-        raise ArtifactError(
-            f"index {folder} was built with other {first} ({_short(ours.get(first))}) than embedder {embedder.name!r} "
-            f"({_short(theirs.get(first))}){also}; rebuild it with {REBUILD} or pass the embedder it names: "
-            f"{self.embedder}"
-        )
+        """As the function of this name, for the index in `folder`."""
+        check_embedder(self.embedder, str(folder), embedder)
+
+
+def check_embedder(ref: EmbedderRef, index: str, embedder: "Embedder") -> None:
+    """Raise ArtifactError naming each part of the fingerprint in which `embedder` is not the one that made `index`."""
+    ours, theirs = ref.fingerprint, dict(embedder.fingerprint)
+    parts = [part for part in (*ours, *(set(theirs) - set(ours))) if ours.get(part) != theirs.get(part)]
+    if not parts:
+        return
+    first = parts[0]
+    also = f" (and another {', '.join(parts[1:])})" if parts[1:] else ""
+    raise ArtifactError(
+        f"index {index} was built with other {first} ({_short(ours.get(first))}) than embedder {embedder.name!r} "
+        f"({_short(theirs.get(first))}){also}; rebuild it with {REBUILD} or pass the embedder it names: {ref}"
+    )
 
 
 def library_versions() -> dict[str, str]:

@@ -103,25 +103,36 @@ def index_sizes(folder: Path, manifest: Manifest) -> dict[str, int]:
 
 
 def describe_answer(answer: Answer) -> str:
+    """A table of the hits; in a hybrid search with what they are ordered by. Notes come last."""
+    notes = [f"note: {_plain(note)}" for note in answer.notes]
     if not answer.hits:
-        return "No hits."
+        return "\n".join(["No hits.", *notes])
     names = list(answer.hits[0].fields)
-    header = ["#", "score", "id", *map(_plain, names)]
+    fused = answer.hits[0].fused is not None
+    header = ["#", *(["fused"] if fused else []), "score", "id", *map(_plain, names)]
     lines = [
-        [str(hit.position), f"{hit.score:.4f}", _cell(hit.id), *(_cell(hit.fields.get(name)) for name in names)]
+        [
+            str(hit.position),
+            *([] if hit.fused is None else [f"{hit.fused:.4f}"]),
+            f"{hit.score:.4f}",
+            _cell(hit.id),
+            *(_cell(hit.fields.get(name)) for name in names),
+        ]
         for hit in answer.hits
     ]
     latency = ", ".join(f"{part} {value:.1f} ms" for part, value in answer.latency_ms.items())
-    return "\n".join([*_table(header, lines), "", latency])
+    return "\n".join([*_table(header, lines, numbers=header.index("id")), "", latency, *notes])
 
 
-def _table(header: list[str], lines: list[list[str]]) -> Iterator[str]:
-    """Aligned columns; those at the right that do not fit the terminal are left out."""
+def _table(header: list[str], lines: list[list[str]], *, numbers: int) -> Iterator[str]:
+    """Aligned columns, the first `numbers` to the right; the last ones that do not fit the terminal are left out."""
     widths = [max(map(len, column)) for column in zip(header, *lines, strict=True)]
     room = shutil.get_terminal_size((120, 24)).columns
-    shown = max(3, sum(1 for i in range(len(widths)) if sum(widths[: i + 1]) + 2 * i <= room))
+    shown = max(numbers + 1, sum(1 for i in range(len(widths)) if sum(widths[: i + 1]) + 2 * i <= room))
     for cells in [header, *lines]:
-        aligned = (c.rjust(w) if i < 2 else c.ljust(w) for i, (c, w) in enumerate(zip(cells, widths, strict=True)))
+        aligned = (
+            c.rjust(w) if i < numbers else c.ljust(w) for i, (c, w) in enumerate(zip(cells, widths, strict=True))
+        )
         yield "  ".join(list(aligned)[:shown]).rstrip()
 
 

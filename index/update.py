@@ -221,7 +221,8 @@ class _Current:
         return VectorStore.open(self.folder / VECTORS)
 
     def matching(self, where: Mapping[str, Any]) -> np.ndarray:
-        return FieldFilter(Items.of(self.table, self.deleted)).mask(where)
+        items = Items.of(self.table, self.deleted)
+        return FieldFilter(items.field_names, items.column).mask(where)
 
     def rows_named(self, names: Collection[str]) -> np.ndarray:
         """Live rows whose id, or whose group's value, is one of these."""

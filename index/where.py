@@ -1,18 +1,173 @@
-"""The command-line form of a filter: `--where FIELD=VALUE`, repeated."""
+"""Filters: conditions on fields, as a mapping in Python and as `--where` on the command line.
 
-from collections.abc import Sequence
+`where` maps a field to what its values must meet:
+
+    20, "shoes", True            the value
+    {"in": [...]}                one of these values
+    {"not": value or [...]}      another value than these
+    {"min": x, "max": y}         from x to y, both included; either may be left out
+    {"contains": "text"}         the text somewhere inside, in small or capital letters
+
+or to a list of these, all of which must hold. In a field that holds lists, a condition holds if it holds for one
+member, `not` if none of its values is a member. An item whose value is missing (null, "", NaN, an empty list) meets no
+condition, `not` among them: what has no price has no other price than 5 either.
+
+Values may be given as text, as the command line does: the field's type says how they are compared (see
+`index.filters`). Nothing here knows where the vectors lie.
+"""
+
+import datetime
+import math
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
 
 from fanoise.errors import InputError
 
+_OPERATORS = "=, !=, >=, <= or *= (contains)"
+_PAIR = re.compile(r"(.*?)(!=|>=|<=|\*=|=)(.*)", re.DOTALL)
+_FORMS = '{"in": [...]}, {"not": [...]}, {"min": x, "max": y} or {"contains": "text"}'
 
-def parse_where(pairs: Sequence[str]) -> dict[str, str]:
-    """`["category=shoes"]` as a mapping; InputError for a pair without `=`, an empty side, or a field given twice."""
-    where: dict[str, str] = {}
+
+@dataclass(frozen=True)
+class In:
+    """One of these values; a single one is equality. Values are spelled as `spelled` does, in every condition."""
+
+    values: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Not:
+    values: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Range:
+    """Both ends are included; None is no end."""
+
+    min: str | None
+    max: str | None
+
+
+@dataclass(frozen=True)
+class Contains:
+    text: str
+
+
+Condition = In | Not | Range | Contains
+
+
+def conditions(where: Mapping[str, Any] | None) -> dict[str, list[Condition]]:
+    """`where` with every shorthand written out. Raises InputError, naming the field, for what is no condition."""
+    written: dict[str, list[Condition]] = {}
+    for name, given in (where or {}).items():
+        several = given if isinstance(given, (list, tuple)) else [given]
+        if not several:
+            raise InputError(f"where: the list of conditions on {name!r} is empty; give one, or leave the field out")
+        written[name] = [_condition(name, one) for one in several]
+    return written
+
+
+def parse_where(pairs: Sequence[str]) -> dict[str, Any]:
+    """`["category=shoes", "category=boots", "price>=10"]` as a filter.
+
+    `=` repeated on a field means one of the values, `!=` none of them, `*=` all of the texts.
+    Raises: InputError for a pair without an operator, an empty side, or a bound given twice.
+    """
+    given: dict[str, dict[str, list[str]]] = {}
     for pair in pairs:
-        name, separator, value = pair.partition("=")
-        if not (separator and name and value):
-            raise InputError(f"--where {pair!r}: must be FIELD=VALUE, as in --where category=shoes")
-        if name in where:
-            raise InputError(f"--where {name} is given twice ({where[name]!r} and {value!r}); give each field once")
-        where[name] = value
-    return where
+        match = _PAIR.fullmatch(pair)
+        if match is None or not (match[1] and match[3]):
+            raise InputError(f"--where {pair!r}: must be FIELD, then {_OPERATORS}, then a value, as in category=shoes")
+        name, operator, value = match.groups()
+        values = given.setdefault(name, {}).setdefault(operator, [])
+        if values and operator in (">=", "<="):
+            raise InputError(
+                f"--where {name}{operator} is given twice ({values[0]!r} and {value!r}); give each bound once"
+            )
+        values.append(value)
+    return {name: _from_operators(operators) for name, operators in given.items()}
+
+
+def written_where(where: Mapping[str, Any]) -> list[str]:
+    """The filter as `parse_where` reads it, for people."""
+    pairs: list[str] = []
+    for name, several in conditions(where).items():
+        for one in several:
+            if isinstance(one, Range):
+                pairs += [f"{name}{sign}{end}" for sign, end in ((">=", one.min), ("<=", one.max)) if end is not None]
+            elif isinstance(one, Contains):
+                pairs.append(f"{name}*={one.text}")
+            else:
+                pairs += [f"{name}{'=' if isinstance(one, In) else '!='}{value}" for value in one.values]
+    return pairs
+
+
+def spelled(value: Any) -> str:
+    """The one text of a value: 20 for 20.0, as in a catalogue."""
+    return str(int(value)) if isinstance(value, float) and value.is_integer() else str(value)
+
+
+def as_number(text: str) -> int | float | None:
+    """The number that a text spells, None if it spells none. Whole numbers keep all their digits."""
+    if "_" in text:  # which Python would take
+        return None
+    try:
+        return int(text)
+    except ValueError:
+        pass
+    try:
+        number = float(text)
+    except ValueError:
+        return None
+    return number if math.isfinite(number) else None
+
+
+def _from_operators(operators: Mapping[str, list[str]]) -> Any:
+    several: list[Any] = []
+    if equal := operators.get("="):
+        several.append(equal[0] if len(equal) == 1 else {"in": equal})
+    if others := operators.get("!="):
+        several.append({"not": others})
+    bounds = {end: operators[sign][0] for end, sign in (("min", ">="), ("max", "<=")) if sign in operators}
+    if bounds:
+        several.append(bounds)
+    several += [{"contains": text} for text in operators.get("*=", [])]
+    return several[0] if len(several) == 1 else several
+
+
+def _condition(name: str, given: Any) -> Condition:
+    if isinstance(given, Condition):
+        return given
+    if not isinstance(given, Mapping):
+        return In((_value(name, given),))
+    keys = set(given)
+    if keys == {"in"}:
+        return In(_values(name, "in", given["in"]))
+    if keys == {"not"}:
+        return Not(_values(name, "not", given["not"]))
+    if keys == {"contains"}:
+        return Contains(_value(name, given["contains"]))
+    if keys and keys <= {"min", "max"}:
+        ends = {end: _value(name, given[end]) for end in keys if given[end] is not None}
+        if ends:
+            return Range(ends.get("min"), ends.get("max"))
+    raise InputError(f"where: {given!r} is no condition on {name!r}; it must be a value, {_FORMS}")
+
+
+def _values(name: str, key: str, given: Any) -> tuple[str, ...]:
+    values = given if isinstance(given, (list, tuple, set, frozenset)) else [given]
+    if not values:
+        raise InputError(f"where: {key!r} on {name!r} has no values; give at least one")
+    return tuple(dict.fromkeys(_value(name, value) for value in values))
+
+
+def _value(name: str, given: Any) -> str:
+    if hasattr(given, "item") and not isinstance(given, (str, bytes)):
+        given = given.item()  # NumPy's numbers
+    if isinstance(given, (bool, int, str, datetime.date, datetime.time)):
+        return spelled(given)
+    if isinstance(given, float) and math.isfinite(given):
+        return spelled(given)
+    raise InputError(f"where: {given!r} on {name!r} is no value to compare with; it must be text, a number or a flag")

@@ -33,6 +33,18 @@ def add_index_option(parser: Parser) -> None:
     parser.add_argument("--index", required=True, type=Path, metavar="DIR", help="index folder")
 
 
+def add_where_option(parser: Parser, effect: str) -> None:
+    """--where, read by `index.where.parse_where`; `effect` says in the help what a condition is for."""
+    parser.add_argument(
+        "--where",
+        action="append",
+        default=[],
+        metavar="CONDITION",
+        help=f"{effect}: FIELD=VALUE, FIELD!=VALUE, 'FIELD>=VALUE', 'FIELD<=VALUE' or 'FIELD*=PART' (contains); "
+        "repeatable, all must hold, but = repeated on one field means any of the values",
+    )
+
+
 def add_device_option(parser: Parser) -> None:
     parser.add_argument("--device", help="torch device, for example cpu or cuda:1 (default: a GPU if there is one)")
 

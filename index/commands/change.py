@@ -16,6 +16,7 @@ from index.commands import (
     add_device_option,
     add_index_option,
     add_reading_options,
+    add_where_option,
     image_columns,
 )
 from index.where import parse_where
@@ -63,15 +64,13 @@ def add_delete(commands: "Commands[Parser]") -> None:
         "Delete items by id or by filter.",
         "  python -m index delete --index DIR --id sku-17 --id sku-18\n"
         "  python -m index delete --index DIR --ids-file sold-out.txt --missing-ok\n"
-        "  python -m index delete --index DIR --where category=lamps",
+        "  python -m index delete --index DIR --where category=lamps --where 'price<=5'",
         more="Their vectors stay in the files, unseen by every search, until `index compact`.\n" + _MORE,
     )
     add_index_option(parser)
     parser.add_argument("--id", action="append", default=[], metavar="ID", help="id of an item; repeatable")
     parser.add_argument("--ids-file", type=Path, metavar="FILE", help="UTF-8 file with an id in each line; - for stdin")
-    parser.add_argument(
-        "--where", action="append", default=[], metavar="FIELD=VALUE", help="items with this value; repeatable"
-    )
+    add_where_option(parser, "delete the items that meet it")
     parser.add_argument("--missing-ok", action="store_true", help="ids that are not in the index are no mistake")
     parser.add_argument("--json", action="store_true", help="print what was done as JSON")
     parser.set_defaults(run=_run_delete)

@@ -82,7 +82,10 @@ def test_search_with_an_image_of_the_catalogue_finds_it(built, tmp_path, capsys)
 
 def test_a_search_without_matches_is_done_and_says_so(built, capsys):
     assert main(["search", "--index", str(built), "--text", "x", "--where", "colour=puce"]) == 0
-    assert capsys.readouterr().out == "No hits.\n"
+    note = "no item has colour 'puce'; there are: 'blue', 'green', 'red', 'white'"
+    assert capsys.readouterr().out == f"No hits.\nnote: {note}\n"
+    assert main(["search", "--index", str(built), "--text", "x", "--where", "colour=puce", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["notes"] == [note]
 
 
 def test_info_and_build_as_json(built, new_catalog, tmp_path, capsys):
@@ -111,8 +114,13 @@ def test_bad_input_exits_2_in_one_line(built, new_catalog, tmp_path, capsys):
     index = ("--index", built)
     assert "neither" in fails(capsys, "search", *index)
     assert "colour" in fails(capsys, "search", *index, "--text", "x", "--where", "color=red")
-    assert "FIELD=VALUE" in fails(capsys, "search", *index, "--text", "x", "--where", "colour")
-    assert "twice" in fails(capsys, "search", *index, "--text", "x", "--where", "a=1", "--where", "a=2")
+    assert "must be FIELD, then =" in fails(capsys, "search", *index, "--text", "x", "--where", "colour")
+    assert "twice" in fails(capsys, "search", *index, "--text", "x", "--where", "a>=1", "--where", "a>=2")
+    assert "holds numbers" in fails(capsys, "search", *index, "--text", "x", "--where", "price>=cheap")
+    assert "from -1 to 1" in fails(capsys, "search", *index, "--text", "x", "--min-score", "1.5")
+    assert "unknown field 'maker'" in fails(capsys, "search", *index, "--text", "x", "--group-by", "maker")
+    assert "not allowed with" in fails(capsys, "search", *index, "--text", "x", "--group-by", "colour", "--no-group")
+    assert "needs --text" in fails(capsys, "search", *index, "--image", "a.png", "--hybrid")
     assert "k must be at least 1" in fails(capsys, "search", *index, "--text", "x", "--k", "0")
     assert "invalid int value" in fails(capsys, "search", *index, "--text", "x", "--k", "ten")
     assert "file not found" in fails(capsys, "search", *index, "--image", tmp_path / "none.jpg")

@@ -1,0 +1,1 @@
+"""Where vectors lie: the FAISS folder of this project (`index.opened`), or a Milvus collection."""

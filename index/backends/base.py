@@ -1,0 +1,69 @@
+"""What searching and the app need of any place where vectors lie."""
+
+from collections.abc import Mapping
+from typing import Any, Protocol
+
+import numpy as np
+import pyarrow as pa
+
+from index.hits import Hit
+from index.manifest import CatalogRef, EmbedderRef
+
+
+class Backend(Protocol):
+    """An index of unit vectors with items. Threads may search one at once."""
+
+    @property
+    def embedder(self) -> EmbedderRef: ...
+
+    @property
+    def dim(self) -> int: ...
+
+    @property
+    def embedder_dim(self) -> int: ...
+
+    @property
+    def group_by(self) -> str | None: ...
+
+    @property
+    def catalog(self) -> CatalogRef: ...
+
+    @property
+    def field_names(self) -> list[str]: ...
+
+    @property
+    def live_ids(self) -> list[str]: ...
+
+    def __len__(self) -> int: ...
+
+    def __str__(self) -> str:
+        """Where it lies, for messages."""
+        ...
+
+    def find(
+        self,
+        vectors: np.ndarray,
+        k: int,
+        where: Mapping[str, Any] | None = None,
+        *,
+        group_by: str | None = None,
+        min_score: float | None = None,
+    ) -> list[list[Hit]]:
+        """The hits of each query, best first.
+
+        Args:
+            vectors: float [Q, D], unit rows, of `dim` or `embedder_dim`.
+            where: see `index.where`.
+            group_by: at most one hit, the best, for each value of this field; items without a value stand alone. None
+                is the index's own `group_by`, "" is no grouping.
+            min_score: only hits with at least this cosine similarity.
+        """
+        ...
+
+    def values(self, name: str) -> pa.Array:
+        """A field of the items that a search can return, parallel to `live_ids`. Raises InputError if unknown."""
+        ...
+
+    def notes(self, where: Mapping[str, Any] | None = None) -> list[str]:
+        """What a user should know of a search with this filter: values that no item has, fall-backs that it takes."""
+        ...

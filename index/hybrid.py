@@ -1,0 +1,177 @@
+"""Order items by vector and by words together: BM25 over text and text fields, fused by reciprocal rank.
+
+    fused(item) = Σ 1 / (60 + position of the item in a ranking)          over the rankings in which it is
+
+Source: Cormack, Clarke and Büttcher 2009, Reciprocal Rank Fusion outperforms Condorcet and individual Rank Learning
+Methods, SIGIR, with their constant 60. Only positions count, so a cosine and a BM25 score need not be comparable. A
+position is that among groups where hits are grouped.
+
+BM25 is that of bm25s (Lucene's form, k1 = 1.5, b = 0.75), an optional dependency; it is built in memory when a hybrid
+search first needs it, and never stored. Words are runs of letters and digits, compared in small letters and in
+Unicode's compatibility form; nothing is stemmed and no word left out, so that it suits any language that has spaces.
+"""
+
+import re
+import threading
+import unicodedata
+from collections.abc import Hashable, Iterable, Mapping, Sequence
+from dataclasses import replace
+from typing import Any, TypeVar
+from weakref import WeakKeyDictionary
+
+import numpy as np
+import pyarrow as pa
+from tqdm import tqdm
+
+from fanoise.errors import ArtifactError, InputError
+from index.exact import first_of_each
+from index.hits import Hit
+from index.items import field_names, read_parquet
+from index.manifest import ITEMS
+from index.opened import Index
+from index.store import VectorStore
+
+RRF_CONSTANT = 60
+_LEAST_DEPTH = 100
+_DEPTH = 10
+"""Each ranking that is fused has this many times as many items as are asked for, at least _LEAST_DEPTH."""
+_WORD = re.compile(r"\w+")
+
+T = TypeVar("T", bound=Hashable)
+
+
+def find_hybrid(
+    index: Index,
+    vector: np.ndarray,
+    text: str,
+    k: int,
+    where: Mapping[str, Any] | None = None,
+    *,
+    group_by: str | None = None,
+    min_score: float | None = None,
+) -> list[Hit]:
+    """The `k` best hits by vector and words. Other arguments as in `Index.search`; all hits have their cosine.
+
+    Args:
+        vector: float [1, D].
+        text: what the words of items are compared with.
+    Raises: InputError, as `Index.search`, and where bm25s is not installed.
+    """
+    depth = max(_LEAST_DEPTH, _DEPTH * k)
+    [scores], [rows] = index.search(vector, depth, where, group_by=group_by, min_score=min_score)
+    cosine = {int(row): float(score) for row, score in zip(rows, scores, strict=True) if row >= 0}
+    by_words = words_of(index).ranking(text, index.matching(where))
+    if min_score is not None:
+        by_words = by_words[index.similarities(vector, by_words)[0] >= min_score]
+    group_by = index.group_by if group_by is None else group_by
+    if group_by:
+        groups = index.groups(group_by)
+        by_words = by_words[first_of_each(groups[by_words])]
+        chosen = {int(groups[row]): row for row in [*by_words[:depth].tolist(), *cosine]}  # the vector's choice counts
+        rankings = [[int(groups[row]) for row in cosine], groups[by_words[:depth]].tolist()]
+        best = [(chosen[group], fused) for group, fused in fuse(rankings)[:k]]
+    else:
+        best = fuse([list(cosine), by_words[:depth].tolist()])[:k]
+    unscored = [row for row, _ in best if row not in cosine]
+    cosine |= dict(zip(unscored, index.similarities(vector, np.array(unscored, np.int64))[0].tolist(), strict=True))
+    hits = index.hits([cosine[row] for row, _ in best], [row for row, _ in best])
+    return [replace(hit, fused=fused) for hit, (_, fused) in zip(hits, best, strict=True)]
+
+
+def fuse(rankings: Iterable[Sequence[T]], constant: int = RRF_CONSTANT) -> list[tuple[T, float]]:
+    """All that is ranked anywhere with its fused score, best first; of equals, what an earlier ranking has comes first.
+
+    Args:
+        rankings: each without repetition, best first.
+    """
+    fused: dict[T, float] = {}
+    for ranking in rankings:
+        for position, ranked in enumerate(ranking, start=1):
+            fused[ranked] = fused.get(ranked, 0.0) + 1 / (constant + position)
+    return sorted(fused.items(), key=lambda entry: -entry[1])
+
+
+class Words:
+    """BM25 over some rows' texts.
+
+    Args:
+        documents: the text of each row.
+        rows: int64, the numbers of these rows.
+    Raises: InputError where bm25s is not installed.
+    """
+
+    def __init__(self, documents: Sequence[str], rows: np.ndarray) -> None:
+        try:
+            import bm25s
+        except ImportError:
+            raise InputError("a hybrid search needs the package bm25s; install it with `pip install bm25s`") from None
+        self._rows = rows
+        self._bm25 = bm25s.BM25()
+        self._number_of: dict[str, int] = {}
+        documents_ = tqdm(documents, desc="Reading texts", unit=" items", disable=None, delay=1, leave=False)
+        numbers = [
+            [self._number_of.setdefault(word, len(self._number_of)) for word in words(text)] for text in documents_
+        ]
+        if self._number_of:
+            self._bm25.index((numbers, self._number_of), show_progress=False, create_empty_token=False)
+
+    def ranking(self, text: str, mask: np.ndarray) -> np.ndarray:
+        """int64 [R]: all rows in `mask` that share a word with the text, best first, of equals the first.
+
+        Args:
+            mask: bool [N].
+        """
+        known = [self._number_of[word] for word in words(text) if word in self._number_of]
+        if not known:
+            return np.empty(0, np.int64)
+        scores = self._bm25.get_scores(known)
+        places = np.flatnonzero((scores > 0) & mask[self._rows])
+        return self._rows[places[np.argsort(-scores[places], kind="stable")]]
+
+
+def words(text: str) -> list[str]:
+    return _WORD.findall(unicodedata.normalize("NFKC", text).casefold())
+
+
+def documents(table: pa.Table) -> list[str]:
+    """Text and text fields of each line of items.parquet; a field that the text contains is not there twice."""
+    columns = [table["text"].to_pylist()]
+    if "fields" in table.column_names:
+        fields = table["fields"].combine_chunks()
+        columns += [fields.field(name).to_pylist() for name in field_names(table) if _is_text(fields.type, name)]
+    return [_joined(values) for values in zip(*columns, strict=True)]
+
+
+_WORDS: "WeakKeyDictionary[VectorStore, Words]" = WeakKeyDictionary()  # an Index may become another generation
+_BUILDING = threading.Lock()
+
+
+def words_of(index: Index) -> Words:
+    """The BM25 of an opened index, built when first asked for."""
+    with _BUILDING:
+        if index.vectors not in _WORDS:
+            try:
+                table = read_parquet(index.generation / ITEMS)
+            except FileNotFoundError:
+                raise ArtifactError(
+                    f"{index.generation} is gone, since {index} has changed; open the index again"
+                ) from None
+            rows = np.flatnonzero(index.live)
+            _WORDS[index.vectors] = Words(documents(table.take(pa.array(rows))), rows)
+        return _WORDS[index.vectors]
+
+
+def _is_text(fields: pa.StructType, name: str) -> bool:
+    kind = fields.field(name).type
+    if pa.types.is_list(kind):
+        kind = kind.value_type
+    return pa.types.is_string(kind)
+
+
+def _joined(values: Iterable[str | list[str | None] | None]) -> str:
+    parts: list[str] = []
+    for value in values:
+        for part in value if isinstance(value, list) else [value]:
+            if part and not any(part in earlier for earlier in parts):
+                parts.append(part)
+    return "\n".join(parts)

@@ -1,0 +1,365 @@
+"""An opened index folder: every file checked, then read; searched by vector."""
+
+from collections.abc import Callable, Mapping, Sequence
+from functools import cached_property, lru_cache
+from itertools import chain
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Self, TypeVar
+
+import faiss
+import numpy as np
+import pyarrow as pa
+
+from fanoise.errors import ArtifactError, InputError
+from index.exact import search_exact_groups
+from index.faiss_file import read_index
+from index.filters import FieldFilter
+from index.generations import read_current
+from index.grouping import group_numbers, search_groups
+from index.hits import Hit
+from index.items import Items
+from index.manifest import DELETED, FAISS_INDEX, ITEMS, REBUILD, VECTORS, CatalogRef, EmbedderRef, Manifest
+from index.nearest import Nearest, Selection
+from index.store import VectorStore, read_deleted, truncated
+from index.thumbnails import thumbnail_path
+from index.where import Condition, conditions
+
+if TYPE_CHECKING:
+    from fanoise.embedder import Embedder
+
+T = TypeVar("T")
+
+_KEPT_FILTERS = 16
+_ROWS_AT_ONCE = 65536
+
+
+class Index:
+    """Vectors and items of one generation. Reading only, so several threads may search at once.
+
+    Rows are positions in the vectors. Those that were deleted keep their number but are returned by nothing.
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        manifest: Manifest,
+        items: Items,
+        ann: faiss.Index,
+        vectors: VectorStore,
+        deleted: np.ndarray,
+        *,
+        is_verified: bool,
+    ) -> None:
+        self.path = path
+        self.manifest = manifest
+        self.generation = manifest.generation_in(path)
+        """The folder of the files of this generation."""
+        self.vectors = vectors
+        """What was indexed, whatever the FAISS index made of it."""
+        self.live = np.ones(manifest.count, dtype=bool)
+        """bool [N]: False for deleted rows."""
+        self.live[deleted] = False
+        self._is_verified = is_verified
+        self._items = items
+        self._nearest = Nearest(ann, vectors)
+        self._filter = FieldFilter(items.field_names, self._live_column)
+        # masks and group numbers cost more than many a search, and the same few are asked for again and again
+        self._select = lru_cache(_KEPT_FILTERS)(self._select_now)
+        self._groups = lru_cache(_KEPT_FILTERS)(self._groups_now)
+        self._group_count = lru_cache(4 * _KEPT_FILTERS)(self._group_count_now)
+
+    @classmethod
+    def open(cls, path: Path | str, *, embedder: "Embedder | None" = None, verify: bool = True) -> Self:
+        """Open after checking the manifest, each file's size and SHA-256, and that all agree on N and D.
+
+        Args:
+            embedder: also refuse an index that this embedder did not make.
+            verify: False checks sizes but not checksums, for an index of many gigabytes on a trusted disk.
+        Raises: InputError if there is no index; ArtifactError naming the file, or the part of the fingerprint.
+        """
+        path = Path(path)
+        return read_current(path, lambda manifest: cls._load(path, manifest, embedder=embedder, verify=verify))
+
+    @classmethod
+    def _load(
+        cls,
+        path: Path,
+        manifest: Manifest,
+        *,
+        verify: bool,
+        embedder: "Embedder | None" = None,
+        before: Manifest | None = None,
+    ) -> Self:
+        """Open a generation; files that it shares with the one `before` are not compared with their checksums again."""
+        if embedder is not None:
+            manifest.check_embedder(path, embedder)
+        changed = [name for name, record in manifest.files.items() if before is None or record != before.files[name]]
+        for problem in chain(
+            manifest.file_problems(path, checksums=False),
+            manifest.file_problems(path, names=changed if verify else ()),
+        ):
+            raise ArtifactError(f"{problem}; restore it or rebuild the index with {REBUILD}")
+        folder = manifest.generation_in(path)
+        vectors = _read(folder / VECTORS, VectorStore.open)
+        if vectors.shape != (manifest.count, manifest.dim) or vectors.precision != manifest.precision:
+            found = f"{vectors.shape[0]} {vectors.precision} vectors of dim {vectors.dim}"
+            raise _disagreement(folder / VECTORS, found, manifest)
+        deleted = _read(folder / DELETED, lambda file: read_deleted(file, manifest.count))
+        if len(deleted) != manifest.deleted:
+            raise _disagreement(folder / DELETED, f"{len(deleted)} deleted rows", manifest)
+        items = _read(folder / ITEMS, lambda file: Items.read(file, deleted))
+        if len(items) != manifest.count:
+            raise _disagreement(folder / ITEMS, f"{len(items)} items", manifest)
+        # FAISS trusts what it reads: this line stays after the checksums
+        ann = _read(folder / FAISS_INDEX, lambda file: read_index(file, rows=manifest.count, dim=manifest.dim))
+        return cls(path, manifest, items, ann, vectors, deleted, is_verified=verify)
+
+    def current(self) -> Self:
+        """This index while it is the folder's current generation, else that one, newly opened. Raises as `open`."""
+        if Manifest.read(self.path).generation == self.manifest.generation:
+            return self
+        return read_current(
+            self.path,
+            lambda manifest: self._load(self.path, manifest, verify=self._is_verified, before=self.manifest),
+        )
+
+    def refresh(self) -> bool:
+        """Turn into the folder's current generation; True if it is another one.
+
+        Rows found before belong to the generation before. Where threads share an index, use `Searcher.refresh`.
+        """
+        current = self.current()
+        if current is self:
+            return False
+        self.__dict__ = vars(current)
+        return True
+
+    def __str__(self) -> str:
+        return str(self.path)
+
+    @property
+    def embedder(self) -> EmbedderRef:
+        return self.manifest.embedder
+
+    @property
+    def catalog(self) -> CatalogRef:
+        return self.manifest.catalog
+
+    @property
+    def dim(self) -> int:
+        return self.manifest.dim
+
+    @property
+    def embedder_dim(self) -> int:
+        return self.manifest.embedder_dim
+
+    @property
+    def group_by(self) -> str | None:
+        return self.manifest.group_by
+
+    @property
+    def ids(self) -> list[str]:
+        """Id of each row, deleted ones among them; an id may then occur twice, but only once alive."""
+        return self._items.ids
+
+    @cached_property
+    def live_ids(self) -> list[str]:
+        """Ids of the items that a search can return, by row."""
+        return [self.ids[row] for row in np.flatnonzero(self.live)]
+
+    @property
+    def field_names(self) -> list[str]:
+        return self._items.field_names
+
+    def values(self, name: str) -> pa.Array:
+        """A field of the items that a search can return, parallel to `live_ids`. Raises InputError if unknown."""
+        return self._items.column(name).filter(pa.array(self.live))
+
+    @property
+    def thumbnail_digests(self) -> list[str | None]:
+        """SHA-256 of each row's thumbnail, None for an item without an image."""
+        return self._items.thumbnails
+
+    @cached_property
+    def row_of(self) -> dict[str, int]:
+        """Row of each id that is not deleted."""
+        return {self.ids[row]: int(row) for row in np.flatnonzero(self.live)}
+
+    def __len__(self) -> int:
+        """Number of items that a search can return."""
+        return self.manifest.live
+
+    def matching(self, where: Mapping[str, Any] | None) -> np.ndarray:
+        """bool [N]: rows that a search with this filter can return. Raises InputError, as `search`."""
+        selection = self._selection(where)
+        return self.live if selection is None else selection.mask
+
+    def search(
+        self,
+        vectors: np.ndarray,
+        k: int,
+        where: Mapping[str, Any] | None = None,
+        *,
+        group_by: str | None = None,
+        min_score: float | None = None,
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """The `k` best rows for each query, best first.
+
+        Args:
+            vectors: float [Q, D], unit rows; those of the embedder are cut to the dimension of the index.
+            where: only items that meet these conditions, see `index.where`.
+            group_by: the best row only for each value of this field; rows without a value stand alone. None is the
+                manifest's `group_by`, "" is no grouping.
+            min_score: only rows with at least this cosine similarity.
+        Returns: scores float32 [Q, K] and rows int64 [Q, K], where K is the smaller of `k` and the number of items.
+            Where fewer match, the rest is filled with -inf and -1. An approximate index that finds fewer than match is
+            completed by exact search.
+        Raises: InputError for vectors of another shape, an unknown field, or a condition that does not suit its field.
+        """
+        queries = self._checked(vectors, k)
+        if min_score is not None and not -1 <= min_score <= 1:
+            raise InputError(f"min_score must be a cosine similarity from -1 to 1, got {min_score}")
+        selection = self._selection(where)
+        width = min(k, len(self))
+        group_by = self.group_by if group_by is None else group_by
+        count = len(self) if selection is None else selection.count
+        groups = None
+        if group_by:
+            groups, count = self.groups(group_by), self._group_count(group_by, _key(where))
+        wanted = min(width, count)
+        scores = np.full((len(queries), width), -np.inf, np.float32)
+        rows = np.full((len(queries), width), -1, np.int64)
+        if wanted and len(queries):
+            if groups is None:
+                found = self._nearest.search(queries, wanted, selection)
+            else:
+                found = self._search_groups(queries, wanted, groups, selection)
+            scores[:, :wanted], rows[:, :wanted] = found
+        if min_score is not None:
+            low = scores < min_score
+            scores[low], rows[low] = -np.inf, -1
+        return scores, rows
+
+    def find(
+        self,
+        vectors: np.ndarray,
+        k: int,
+        where: Mapping[str, Any] | None = None,
+        *,
+        group_by: str | None = None,
+        min_score: float | None = None,
+    ) -> list[list[Hit]]:
+        """The hits of each query; arguments as in `search`."""
+        found = self.search(vectors, k, where, group_by=group_by, min_score=min_score)
+        return [self.hits(scores, rows) for scores, rows in zip(*found, strict=True)]
+
+    def hits(self, scores_row: Sequence[float] | np.ndarray, rows_row: Sequence[int] | np.ndarray) -> list[Hit]:
+        """Hits of one query from its line of `search`; rows of -1 are left out."""
+        found = [(float(score), int(row)) for score, row in zip(scores_row, rows_row, strict=True) if row >= 0]
+        fields = self._items.fields_of([row for _, row in found])
+        return [
+            Hit(self.ids[row], score, position, values, self.thumbnail(row))
+            for position, ((score, row), values) in enumerate(zip(found, fields, strict=True), start=1)
+        ]
+
+    def similarities(self, vectors: np.ndarray, rows: np.ndarray) -> np.ndarray:
+        """Cosines float32 [Q, R] of query vectors, as in `search`, and these rows."""
+        queries = self._checked(vectors, 1)
+        blocks = [rows[start : start + _ROWS_AT_ONCE] for start in range(0, max(1, len(rows)), _ROWS_AT_ONCE)]
+        return np.concatenate([queries @ self.vectors.rows(block).T for block in blocks], axis=1)
+
+    def notes(self, where: Mapping[str, Any] | None = None) -> list[str]:
+        """What a user should know of a search with this filter: values that no item has, fall-backs that it takes."""
+        if not where:
+            return []
+        notes = self._filter.notes(where)
+        selection = self._selection(where)
+        if selection is not None and selection.count and self._nearest.falls_back(selection):
+            notes.append(
+                f"FAISS cannot filter an index of type {self.manifest.factory}: all {selection.count:,} items that "
+                "match were compared one by one"
+            )
+        return notes
+
+    def thumbnail(self, row: int) -> Path | None:
+        sha256 = self._items.thumbnails[row]
+        return None if sha256 is None else thumbnail_path(self.path, sha256)
+
+    def groups(self, name: str) -> np.ndarray:
+        """int64 [N]: equal for rows with the same value of a field. Raises InputError if unknown, or of lists."""
+        if name not in self.field_names:
+            known = ", ".join(self.field_names) or "none"
+            raise InputError(f"group_by: unknown field {name!r}; the fields of this index are: {known}")
+        return self._groups(name)
+
+    def _search_groups(
+        self, queries: np.ndarray, k: int, groups: np.ndarray, selection: Selection | None
+    ) -> tuple[np.ndarray, np.ndarray]:
+        return search_groups(
+            queries,
+            k,
+            groups,
+            rows=len(self) if selection is None else selection.count,
+            search=lambda queries, depth: self._nearest.search(queries, depth, selection),
+            search_all=lambda queries, k: search_exact_groups(
+                self.vectors, queries, k, groups, None if selection is None else selection.rows
+            ),
+        )
+
+    def _live_column(self, name: str) -> pa.Array:
+        """By row, null for deleted ones."""
+        column = self._items.column(name)
+        if not self.manifest.deleted:
+            return column
+        return column.take(pa.array(np.arange(len(column)), mask=~self.live))
+
+    def _select_now(self, key: "_Key") -> Selection:
+        return Selection(self.live & self._filter.mask(dict(key)) if key else self.live)
+
+    def _groups_now(self, name: str) -> np.ndarray:
+        return group_numbers(name, self._items.column(name))
+
+    def _group_count_now(self, name: str, key: "_Key") -> int:
+        selection = self._selection(dict(key))
+        groups = self._groups(name)
+        return len(np.unique(groups if selection is None else groups[selection.mask]))
+
+    def _selection(self, where: Mapping[str, Any] | None) -> Selection | None:
+        """None where nothing is filtered and nothing deleted."""
+        return self._select(_key(where)) if where or self.manifest.deleted else None
+
+    def _checked(self, vectors: np.ndarray, k: int) -> np.ndarray:
+        queries = np.ascontiguousarray(vectors, dtype=np.float32)
+        dim, embedder_dim = self.manifest.dim, self.manifest.embedder_dim
+        if queries.ndim != 2 or queries.shape[1] not in (dim, embedder_dim):
+            shape = f"[Q, {dim}]" if dim == embedder_dim else f"[Q, {dim}] or [Q, {embedder_dim}]"
+            raise InputError(f"query vectors must have shape {shape}, got {list(queries.shape)}")
+        if k < 1:
+            raise InputError(f"k must be at least 1, got {k}")
+        if not np.isfinite(queries).all():
+            raise InputError("query vectors must be finite, got NaN or infinity")
+        return np.ascontiguousarray(np.nan_to_num(truncated(queries, dim)))
+
+
+_Key = tuple[tuple[str, tuple[Condition, ...]], ...]
+
+
+def _key(where: Mapping[str, Any] | None) -> _Key:
+    return tuple((name, tuple(several)) for name, several in conditions(where).items())
+
+
+def _read(file: Path, reader: Callable[[Path], T]) -> T:
+    try:
+        return reader(file)
+    except ArtifactError as error:
+        raise ArtifactError(f"{error}; rebuild the index with {REBUILD}") from error
+    except (OSError, ValueError, KeyError) as error:  # pyarrow's errors are ValueErrors
+        reason = " ".join(str(error).split())
+        raise ArtifactError(f"{file} cannot be read ({reason}); rebuild the index with {REBUILD}") from error
+
+
+def _disagreement(file: Path, found: str, manifest: Manifest) -> ArtifactError:
+    return ArtifactError(
+        f"{file} holds {found}, but the manifest says {manifest.count} items ({manifest.deleted} deleted) of dim "
+        f"{manifest.dim} at {manifest.precision}; rebuild the index with {REBUILD}"
+    )
