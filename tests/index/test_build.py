@@ -314,7 +314,7 @@ def test_an_index_inside_its_own_catalogue_is_refused(embedder, tmp_path):
         (photos / "**" / "*.parquet", photos / "index"),
         (photos / "*" / "{0..3}.parquet", photos / "index"),
     ]:
-        with pytest.raises(InputError, match=r"lies in the catalogue .*; name a folder outside of it"):
+        with pytest.raises(InputError, match=r"lies in the catalogue .*; name a folder outside it"):
             build_index(embedder, catalog, out, progress=False)
     assert entries(photos) == ["hats"]
     build_index(embedder, photos, tmp_path / "photos-index", progress=False)
