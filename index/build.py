@@ -130,11 +130,6 @@ class Build:
             raise InputError(
                 f"near_duplicates must be {' or '.join(get_args(NearDuplicates))}, got {self.near_duplicates!r}"
             )
-        if self.catalog.is_dir() and self.out.is_relative_to(self.catalog.resolve()):
-            raise InputError(
-                f"--out {self.out} lies in the catalogue {self.catalog}, which would then hold the index's own files; "
-                "name a folder outside it"
-            )
         if not 0 <= self.most_rejects <= 1:
             raise InputError(f"most_rejects must be from 0 to 1, got {self.most_rejects}")
 
@@ -277,7 +272,7 @@ def check_apart(catalog: Path, folder: Path) -> None:
     if folder.resolve().is_relative_to(root.resolve()):
         raise InputError(
             f"index folder {folder} lies in the catalogue {catalog}, so its own pictures would become items; "
-            "name a folder outside of it"
+            "name a folder outside it"
         )
 
 

@@ -460,15 +460,6 @@ def test_build_index_says_when_others_finish_it(spawn, split, tmp_path):
         build_index(split, catalog, tmp_path / "index", shard_rows=10, progress=False, shared=True)
 
 
-def test_an_index_inside_its_catalogue_is_refused(split, tmp_path):
-    for i in range(3):
-        draw(tmp_path / "photos" / f"{i}.png", i)
-    for out in (tmp_path / "photos", tmp_path / "photos" / "index", tmp_path / "photos" / ".hidden" / "index"):
-        with pytest.raises(InputError, match=r"lies in the catalogue .*photos, .* name a folder outside it"):
-            build(split, tmp_path / "photos", out)
-    assert build(split, tmp_path / "photos", tmp_path / "photos-index").manifest.count == 3
-
-
 @pytest.mark.parametrize(
     ("options", "message"),
     [
