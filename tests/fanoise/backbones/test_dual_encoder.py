@@ -42,6 +42,23 @@ def image_features(backbone: Backbone, image: object) -> torch.Tensor:
     return backbone.encode_image(backbone.processor.image_processor([image], return_tensors="pt")["pixel_values"])[0]
 
 
+# images
+
+
+def test_pixels_are_those_of_the_image_processor_bit_for_bit(backbone):
+    images = [picture(84, 56, seed=1), picture(300, 200, seed=2), picture(20, 31, seed=3), picture(32, 32, seed=4)]
+    expected = backbone.processor.image_processor(images, return_tensors="pt")["pixel_values"]
+    found = backbone.collate([plain(image=image) for image in images], max_tokens=9)["pixel_values"]
+    assert found.dtype == torch.float32 and torch.equal(found, expected)
+
+
+def test_a_step_that_the_image_processor_leaves_out_is_left_out(backbone, monkeypatch):
+    monkeypatch.setattr(backbone.processor.image_processor, "do_normalize", False)
+    monkeypatch.setattr(backbone, "_levels", type(backbone)._levels.func(backbone))
+    [found] = backbone.collate([plain(image=picture(seed=1))], max_tokens=9)["pixel_values"]
+    assert 0 <= found.min() and found.max() <= 1
+
+
 # fusion
 
 
