@@ -1,6 +1,6 @@
 """Memory of building an index: a Parquet file of vectors in, an index folder out.
 
-A child process builds; this one looks at it every few milliseconds. What is counted:
+A child process builds; this one looks at it every 30 ms. What is counted:
 
 private   anonymous memory of the child and of its workers (Pss_Anon: a page that a fork shares counts once): the
           interpreter, the libraries' data, the FAISS index, whatever is held of the rows. The system cannot drop it.
@@ -90,7 +90,7 @@ def watch(folder: Path, factory: str, options: argparse.Namespace) -> dict[str, 
         peak = peaks.setdefault(phase_of(out), Memory())
         now = memory_of(process.pid)
         peak.private, peak.mapped = max(peak.private, now.private), max(peak.mapped, now.mapped)
-        time.sleep(0.01)
+        time.sleep(0.03)
     if process.returncode:
         sys.exit(process.returncode)
     return peaks

@@ -330,7 +330,7 @@ def _acquire(folder: Path) -> int:
             if error.errno not in (errno.EACCES, errno.EPERM, errno.EROFS):
                 raise
             raise InputError(
-                f"{error.filename} cannot be written ({error.strerror}); an index is changed by who may write into its "
+                f"{error.filename} cannot be written ({error.strerror}); changing an index means writing into its "
                 "folder: make it writable, or name another"
             ) from None
         try:
