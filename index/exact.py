@@ -14,7 +14,7 @@ _FEW_QUERIES = 20
 def search_exact(
     store: VectorStore, queries: np.ndarray, k: int, rows: np.ndarray | None = None
 ) -> tuple[np.ndarray, np.ndarray]:
-    """The K best rows for each query, best first, of equal ones the first.
+    """The K best rows for each query, best first; which of equal ones, and in which order, is left to FAISS.
 
     Args:
         queries: float32 [Q, D].

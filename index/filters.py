@@ -111,6 +111,11 @@ class Field:
         if isinstance(condition, (In, Not)):
             unknown = [value for value in condition.values if not self._equal([value]).any()]
             return [f"no item has {self.name} {self._quoted(value)}{self._instead(value)}" for value in unknown]
+        if isinstance(condition, Range) and (odd := self._not_a_number(condition)) is not None:
+            return [
+                f"{self.name} is compared as text, in which '10' comes before '9': some of it is no number, "
+                f"for example {odd!r}"
+            ]
         if self.mask(condition).any():
             return []
         if isinstance(condition, Contains):
@@ -164,6 +169,14 @@ class Field:
 
     def _senseless(self, sign: str, value: str, rule: str) -> InputError:
         return InputError(f"where {self.name}{sign}{value}: the field {self.name!r} holds {rule}")
+
+    def _not_a_number(self, condition: Range) -> str | None:
+        """A text among numbers, because of which bounds that are numbers too are compared as text."""
+        if self._numbers is not None or not any(as_number(end) for end in (condition.min, condition.max) if end):
+            return None
+        texts = self.distinct.slice(0, _MOST_COMPARED).to_pylist()
+        odd = [text for text in texts if as_number(text) is None]
+        return odd[0] if odd and len(odd) < len(texts) else None
 
     @cached_property
     def _numbers(self) -> Any:

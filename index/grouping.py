@@ -3,30 +3,13 @@
 from collections.abc import Callable
 
 import numpy as np
-import pyarrow as pa
 
-from fanoise.errors import InputError
 from index.exact import first_of_each
-from index.filters import Field
 
 _DEEPEST = 4096
 
 Search = Callable[[np.ndarray, int], tuple[np.ndarray, np.ndarray]]
 """(queries, k) to scores and rows, as `Nearest.search`."""
-
-
-def group_numbers(name: str, column: pa.Array) -> np.ndarray:
-    """int64 [N]: equal for rows with the same value; a row without a value is a group of its own.
-
-    Raises: InputError for a field of lists.
-    """
-    field = Field(name, column)
-    if field.is_list:
-        raise InputError(f"group_by: the field {name!r} holds lists; group by one with a single value")
-    codes = field.codes.astype(np.int64)
-    alone = np.flatnonzero(codes == len(field.distinct))
-    codes[alone] = len(field.distinct) + np.arange(len(alone))
-    return codes
 
 
 def search_groups(

@@ -9,13 +9,11 @@ filter looks at:
     else       FAISS looks at 0.5/s times as many rows as without the filter, if that is more
 """
 
-from dataclasses import dataclass
-from functools import cached_property
-
 import faiss
 import numpy as np
 
 from index.exact import search_exact
+from index.selection import Selection
 from index.store import VectorStore
 
 _HNSW_STEP = 64
@@ -25,31 +23,6 @@ _LOSSY_SPEED = 16
 _SLACK = 0.5
 """The share of matching rows down to which recall was seen not to suffer."""
 _MOST_EXTRA = 2048
-
-
-@dataclass(frozen=True)
-class Selection:
-    """The rows that a search may return: `mask` is bool [N]."""
-
-    mask: np.ndarray
-
-    @cached_property
-    def count(self) -> int:
-        return int(np.count_nonzero(self.mask))
-
-    @property
-    def share(self) -> float:
-        return self.count / len(self.mask)
-
-    @cached_property
-    def rows(self) -> np.ndarray:
-        """int64 [count], ascending."""
-        return np.flatnonzero(self.mask)
-
-    @cached_property
-    def bits(self) -> np.ndarray:
-        """As FAISS's IDSelectorBitmap reads them."""
-        return np.packbits(self.mask, bitorder="little")
 
 
 class Nearest:

@@ -1,7 +1,7 @@
 """An opened index folder: every file checked, then read; searched by vector."""
 
 from collections.abc import Callable, Mapping, Sequence
-from functools import cached_property, lru_cache
+from functools import cached_property
 from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self, TypeVar
@@ -13,23 +13,21 @@ import pyarrow as pa
 from fanoise.errors import ArtifactError, InputError
 from index.exact import search_exact_groups
 from index.faiss_file import read_index
-from index.filters import FieldFilter
 from index.generations import read_current
-from index.grouping import group_numbers, search_groups
+from index.grouping import search_groups
 from index.hits import Hit
 from index.items import Items
 from index.manifest import DELETED, FAISS_INDEX, ITEMS, REBUILD, VECTORS, CatalogRef, EmbedderRef, Manifest
-from index.nearest import Nearest, Selection
+from index.nearest import Nearest
+from index.selection import Selection, Selections
 from index.store import VectorStore, read_deleted, truncated
 from index.thumbnails import thumbnail_path
-from index.where import Condition, conditions
 
 if TYPE_CHECKING:
     from fanoise.embedder import Embedder
 
 T = TypeVar("T")
 
-_KEPT_FILTERS = 16
 _ROWS_AT_ONCE = 65536
 
 
@@ -62,11 +60,7 @@ class Index:
         self._is_verified = is_verified
         self._items = items
         self._nearest = Nearest(ann, vectors)
-        self._filter = FieldFilter(items.field_names, self._live_column)
-        # masks and group numbers cost more than many a search, and the same few are asked for again and again
-        self._select = lru_cache(_KEPT_FILTERS)(self._select_now)
-        self._groups = lru_cache(_KEPT_FILTERS)(self._groups_now)
-        self._group_count = lru_cache(4 * _KEPT_FILTERS)(self._group_count_now)
+        self._selections = Selections(items, self.live)
 
     @classmethod
     def open(cls, path: Path | str, *, embedder: "Embedder | None" = None, verify: bool = True) -> Self:
@@ -191,7 +185,7 @@ class Index:
 
     def matching(self, where: Mapping[str, Any] | None) -> np.ndarray:
         """bool [N]: rows that a search with this filter can return. Raises InputError, as `search`."""
-        selection = self._selection(where)
+        selection = self._selections.of(where)
         return self.live if selection is None else selection.mask
 
     def search(
@@ -219,13 +213,13 @@ class Index:
         queries = self._checked(vectors, k)
         if min_score is not None and not -1 <= min_score <= 1:
             raise InputError(f"min_score must be a cosine similarity from -1 to 1, got {min_score}")
-        selection = self._selection(where)
+        selection = self._selections.of(where)
         width = min(k, len(self))
         group_by = self.group_by if group_by is None else group_by
         count = len(self) if selection is None else selection.count
         groups = None
         if group_by:
-            groups, count = self.groups(group_by), self._group_count(group_by, _key(where))
+            groups, count = self.groups(group_by), self._selections.group_count(group_by, where)
         wanted = min(width, count)
         scores = np.full((len(queries), width), -np.inf, np.float32)
         rows = np.full((len(queries), width), -1, np.int64)
@@ -272,8 +266,8 @@ class Index:
         """What a user should know of a search with this filter: values that no item has, fall-backs that it takes."""
         if not where:
             return []
-        notes = self._filter.notes(where)
-        selection = self._selection(where)
+        notes = self._selections.notes(where)
+        selection = self._selections.of(where)
         if selection is not None and selection.count and self._nearest.falls_back(selection):
             notes.append(
                 f"FAISS cannot filter an index of type {self.manifest.factory}: all {selection.count:,} items that "
@@ -287,10 +281,7 @@ class Index:
 
     def groups(self, name: str) -> np.ndarray:
         """int64 [N]: equal for rows with the same value of a field. Raises InputError if unknown, or of lists."""
-        if name not in self.field_names:
-            known = ", ".join(self.field_names) or "none"
-            raise InputError(f"group_by: unknown field {name!r}; the fields of this index are: {known}")
-        return self._groups(name)
+        return self._selections.groups(name)
 
     def _search_groups(
         self, queries: np.ndarray, k: int, groups: np.ndarray, selection: Selection | None
@@ -306,28 +297,6 @@ class Index:
             ),
         )
 
-    def _live_column(self, name: str) -> pa.Array:
-        """By row, null for deleted ones."""
-        column = self._items.column(name)
-        if not self.manifest.deleted:
-            return column
-        return column.take(pa.array(np.arange(len(column)), mask=~self.live))
-
-    def _select_now(self, key: "_Key") -> Selection:
-        return Selection(self.live & self._filter.mask(dict(key)) if key else self.live)
-
-    def _groups_now(self, name: str) -> np.ndarray:
-        return group_numbers(name, self._items.column(name))
-
-    def _group_count_now(self, name: str, key: "_Key") -> int:
-        selection = self._selection(dict(key))
-        groups = self._groups(name)
-        return len(np.unique(groups if selection is None else groups[selection.mask]))
-
-    def _selection(self, where: Mapping[str, Any] | None) -> Selection | None:
-        """None where nothing is filtered and nothing deleted."""
-        return self._select(_key(where)) if where or self.manifest.deleted else None
-
     def _checked(self, vectors: np.ndarray, k: int) -> np.ndarray:
         queries = np.ascontiguousarray(vectors, dtype=np.float32)
         dim, embedder_dim = self.manifest.dim, self.manifest.embedder_dim
@@ -339,13 +308,6 @@ class Index:
         if not np.isfinite(queries).all():
             raise InputError("query vectors must be finite, got NaN or infinity")
         return np.ascontiguousarray(np.nan_to_num(truncated(queries, dim)))
-
-
-_Key = tuple[tuple[str, tuple[Condition, ...]], ...]
-
-
-def _key(where: Mapping[str, Any] | None) -> _Key:
-    return tuple((name, tuple(several)) for name, several in conditions(where).items())
 
 
 def _read(file: Path, reader: Callable[[Path], T]) -> T:

@@ -25,7 +25,6 @@ from typing import Any
 
 from fanoise.errors import InputError
 
-_OPERATORS = "=, !=, >=, <= or *= (contains)"
 _PAIR = re.compile(r"(.*?)(!=|>=|<=|\*=|=)(.*)", re.DOTALL)
 _FORMS = '{"in": [...]}, {"not": [...]}, {"min": x, "max": y} or {"contains": "text"}'
 
@@ -79,7 +78,9 @@ def parse_where(pairs: Sequence[str]) -> dict[str, Any]:
     for pair in pairs:
         match = _PAIR.fullmatch(pair)
         if match is None or not (match[1] and match[3]):
-            raise InputError(f"--where {pair!r}: must be FIELD, then {_OPERATORS}, then a value, as in category=shoes")
+            raise InputError(
+                f"--where {pair!r}: must be FIELD=VALUE, or with !=, >=, <= or *= (contains), as in category=shoes"
+            )
         name, operator, value = match.groups()
         values = given.setdefault(name, {}).setdefault(operator, [])
         if values and operator in (">=", "<="):

@@ -114,7 +114,7 @@ def test_bad_input_exits_2_in_one_line(built, new_catalog, tmp_path, capsys):
     index = ("--index", built)
     assert "neither" in fails(capsys, "search", *index)
     assert "colour" in fails(capsys, "search", *index, "--text", "x", "--where", "color=red")
-    assert "must be FIELD, then =" in fails(capsys, "search", *index, "--text", "x", "--where", "colour")
+    assert "must be FIELD=VALUE" in fails(capsys, "search", *index, "--text", "x", "--where", "colour")
     assert "twice" in fails(capsys, "search", *index, "--text", "x", "--where", "a>=1", "--where", "a>=2")
     assert "holds numbers" in fails(capsys, "search", *index, "--text", "x", "--where", "price>=cheap")
     assert "from -1 to 1" in fails(capsys, "search", *index, "--text", "x", "--min-score", "1.5")

@@ -1,0 +1,166 @@
+import datetime
+import itertools
+
+import numpy as np
+import pyarrow as pa
+import pytest
+
+from fanoise.errors import InputError
+from index.filters import FieldFilter
+
+COLUMNS = {
+    "price": [20.0, 19.5, None, float("nan"), 5.0, 20.0],
+    "stock": [1, 2, 9007199254740993, None, 9007199254740992, -3],
+    "sale": [True, False, None, True, False, True],
+    "title": ["Red shoe", "blue SHOE", "", None, "Straße", "red"],
+    "csv": ["9", "10", "2.50", "", None, "100"],
+    "mixed": ["9", "10", "n/a", "", None, "100"],
+    "tags": [["a", "b"], ["b"], [], None, ["c", None], ["B"]],
+    "sizes": [[38, 40], [40], [], None, [42], [None]],
+    "seen": [datetime.date(2026, 1, 2), datetime.date(2025, 12, 31), None, None, datetime.date(2026, 3, 1), None],
+    "none": [None] * 6,
+}
+
+
+@pytest.fixture
+def filter():
+    return FieldFilter(list(COLUMNS), lambda name: pa.array(COLUMNS[name]))
+
+
+@pytest.mark.parametrize(
+    ("where", "rows"),
+    [
+        ({"price": 20}, [0, 5]),
+        ({"price": "20.0"}, [0, 5]),
+        ({"price": "cheap"}, []),
+        ({"price": {"in": [5, "19.5"]}}, [1, 4]),
+        ({"price": {"not": 20}}, [1, 4]),
+        ({"price": {"min": 5, "max": 19.5}}, [1, 4]),
+        ({"price": {"min": "19.6"}}, [0, 5]),
+        ({"price": [{"min": 6}, {"not": 20}]}, [1]),
+        ({"stock": 9007199254740993}, [2]),
+        ({"stock": "9007199254740992"}, [4]),
+        ({"stock": 1.5}, []),
+        ({"stock": 10**30}, []),
+        ({"stock": {"max": 1.5}}, [0, 5]),
+        ({"stock": {"min": 9007199254740993}}, [2]),
+        ({"sale": "true"}, [0, 3, 5]),
+        ({"sale": False}, [1, 4]),
+        ({"sale": {"not": "TRUE"}}, [1, 4]),
+        ({"sale": 1}, []),
+        ({"title": "red"}, [5]),
+        ({"title": {"contains": "RED"}}, [0, 5]),
+        ({"title": {"contains": "(red"}}, []),
+        ({"title": [{"contains": "red"}, {"contains": "shoe"}]}, [0]),
+        ({"title": {"not": "red"}}, [0, 1, 4]),
+        ({"title": ""}, []),
+        ({"title": {"min": "a"}}, [1, 5]),
+        ({"csv": {"min": 9}}, [0, 1, 5]),
+        ({"csv": {"max": "9.5"}}, [0, 2]),
+        ({"csv": "2.5"}, []),
+        ({"csv": "2.50"}, [2]),
+        ({"mixed": {"min": "9"}}, [0, 2]),
+        ({"tags": "b"}, [0, 1]),
+        ({"tags": ["a", "b"]}, [0]),
+        ({"tags": {"in": ["a", "c"]}}, [0, 4]),
+        ({"tags": {"not": "a"}}, [1, 4, 5]),
+        ({"tags": {"contains": "b"}}, [0, 1, 5]),
+        ({"sizes": 40}, [0, 1]),
+        ({"sizes": {"min": 39, "max": 41}}, [0, 1]),
+        ({"sizes": {"not": [40]}}, [4]),
+        ({"seen": "2026-01-02"}, [0]),
+        ({"seen": {"min": "2026"}}, [0, 4]),
+        ({"none": "x"}, []),
+        ({"none": {"not": "x"}}, []),
+        ({"price": {"min": 1}, "sale": True}, [0, 5]),
+    ],
+)
+def test_each_type_is_compared_as_documented(filter, where, rows):
+    mask = filter.mask(where)
+    assert mask.dtype == bool and np.flatnonzero(mask).tolist() == rows
+
+
+def test_random_conditions_equal_a_loop_over_the_rows():
+    rng = np.random.default_rng(3)
+    words = ["ab", "Ba", "c", "", None, "cab"]
+    columns = {
+        "word": [words[i] for i in rng.integers(0, 6, 300)],
+        "number": [None if v == 0 else v / 2 for v in rng.integers(0, 9, 300).tolist()],
+        "tags": [[words[i] for i in rng.integers(0, 3, n)] for n in rng.integers(0, 3, 300)],
+    }
+    fields = FieldFilter(list(columns), lambda name: pa.array(columns[name]))
+
+    def members(name, row):
+        value = columns[name][row]
+        return [v for v in (value if isinstance(value, list) else [value]) if v not in (None, "")]
+
+    tests = {
+        "word": [
+            ("ab", lambda v: v == "ab"),
+            ({"in": ["c", "Ba"]}, lambda v: v in ("c", "Ba")),
+            ({"min": "ab", "max": "c"}, lambda v: "ab" <= v <= "c"),
+            ({"contains": "A"}, lambda v: "a" in v.lower()),
+        ],
+        "number": [(1, lambda v: v == 1), ({"min": 1.5}, lambda v: v >= 1.5), ({"max": 2}, lambda v: v <= 2)],
+        "tags": [("c", lambda v: v == "c"), ({"contains": "b"}, lambda v: "b" in v.lower())],
+    }
+    for name in tests:
+        for condition, holds in tests[name]:
+            expected = [any(holds(v) for v in members(name, row)) for row in range(300)]
+            assert fields.mask({name: condition}).tolist() == expected
+        expected = [bool(members(name, row)) and not {"c", 1.0} & set(members(name, row)) for row in range(300)]
+        assert fields.mask({name: {"not": ["c", 1]}}).tolist() == expected
+    for (a, holds_a), (b, holds_b) in itertools.product(tests["word"], tests["number"]):
+        expected = [
+            any(map(holds_a, members("word", row))) and any(map(holds_b, members("number", row))) for row in range(300)
+        ]
+        assert fields.mask({"word": a, "number": b}).tolist() == expected
+
+
+@pytest.mark.parametrize(
+    ("where", "message"),
+    [
+        ({"price": {"min": "cheap"}}, "where price>=cheap: the field 'price' holds numbers; give one, such as 10"),
+        ({"csv": {"max": "dear"}}, "where csv<=dear: the field 'csv' holds numbers"),
+        ({"sale": {"min": 0}}, "where sale>=0: the field 'sale' holds flags, which have no order; use ="),
+        ({"price": {"contains": "2"}}, r"where price\*=2: the field 'price' holds numbers, and only text"),
+        ({"colour": "red"}, "unknown field 'colour'; the fields of this index are: price, stock"),
+    ],
+)
+def test_a_condition_that_does_not_suit_the_field_is_refused(filter, where, message):
+    with pytest.raises(InputError, match=message):
+        filter.mask(where)
+
+
+@pytest.mark.parametrize(
+    ("where", "notes"),
+    [
+        ({"title": "red"}, []),
+        ({"title": {"in": ["red", "rad"]}}, ["no item has title 'rad'; near: 'red'"]),
+        ({"title": {"not": "RED"}}, ["no item has title 'RED'; near: 'red'"]),
+        ({"tags": "zzz"}, ["no item has tags 'zzz'; there are: 'B', 'a', 'b', 'c'"]),
+        ({"price": 7}, ["no item has price 7; they run from 5 to 20"]),
+        ({"price": "cheap"}, ["no item has price 'cheap'; they run from 5 to 20"]),
+        ({"price": {"min": 30}}, ["no item has a price from 30; they run from 5 to 20"]),
+        ({"csv": {"min": 101, "max": 200}}, ["no item has a csv from '101' to '200'; they run from 2.5 to 100"]),
+        ({"seen": {"max": "2024"}}, ["no item has a seen to '2024'; they run from '2025-12-31' to '2026-03-01'"]),
+        ({"title": {"contains": "zz"}}, ["no item has 'zz' in its title; there are: "]),
+        ({"none": "x"}, ["no item has none 'x'"]),
+        (
+            {"mixed": {"min": 9}},
+            ["mixed is compared as text, in which '10' comes before '9': some of it is no number, "],
+        ),
+        ({"price": 5, "title": "red"}, ["some items meet each condition of the filter, but none meets all"]),
+    ],
+)
+def test_notes_name_what_nothing_matches_and_what_is_near(filter, where, notes):
+    found = filter.notes(where)
+    assert len(found) == len(notes)
+    assert all(note.startswith(start) for note, start in zip(found, notes, strict=True))
+
+
+def test_rows_that_are_null_match_nothing_and_are_not_near():
+    titles = pa.array(["boot", "book", "shoe"])
+    gone = FieldFilter(["title"], lambda name: titles.take(pa.array([None, 1, 2], pa.int64())))
+    assert gone.mask({"title": {"contains": "o"}}).tolist() == [False, True, True]
+    assert gone.notes({"title": "boots"}) == ["no item has title 'boots'; near: 'book'"]
