@@ -102,7 +102,7 @@ def test_bad_input_is_one_line_and_status_2(
 ) -> None:
     index, out = str(searcher.index.path), tmp_path / "r.json"
     common = ("retrieval", "--index", index, "--queries", str(queries), "--out", str(out))
-    assert "must be FIELD=VALUE" in _fails(capsys, *common, "--where", "mug")
+    assert "as in category=shoes" in _fails(capsys, *common, "--where", "mug")
     assert "given twice" in _fails(capsys, *common, "--where", "kind>=mug", "--where", "kind>=shoe")
     assert "kind=tea" in _fails(capsys, *common, "--where", "kind=tea")
     assert "unknown field 'size'" in _fails(capsys, *common, "--where", "size=3")
