@@ -134,7 +134,11 @@ class _Process:
     def __init__(self, work: Callable[[Any], Any]) -> None:
         self._connection, theirs = _FORK.Pipe()
         self._process = _FORK.Process(target=_serve, args=(work, theirs, os.getpid()), daemon=True)
-        self._process.start()
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})  # until the child has chosen to ignore it
+        try:
+            self._process.start()
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
         theirs.close()
 
     @property
@@ -165,6 +169,7 @@ class _Process:
 
 def _serve(work: Callable[[Any], Any], connection: Connection, parent: int) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all; this process is ended by its parent
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     torch.set_num_threads(1)  # the cores belong to the model, and OpenMP's threads do not survive a fork
     threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
