@@ -225,3 +225,35 @@ def test_a_vector_of_the_most_similar_item_is_noticed(embedder, tmp_path, monkey
         " encoded again it is nearer (1.0000) to the vector of 'b' than to its (0.9982)",
         " encoded again it is nearer (1.0000) to the vector of 'a' than to its (0.9982)",
     ]
+
+
+def test_encoding_again_allows_for_what_bytes_lose_of_a_peaked_vector(embedder, new_catalog, tmp_path, monkeypatch):
+    peaked = np.full(2048, 1 / 255)
+    peaked[7] = 1
+    vector = (peaked / np.linalg.norm(peaked)).astype(np.float32)
+    embedder.dim = 2048
+    monkeypatch.setattr(embedder, "_vector", lambda item: vector)
+    build_index(embedder, new_catalog(n=2, images=0), tmp_path / "index", precision="int8", progress=False)
+    stored = Index.open(tmp_path / "index").vectors.rows(slice(0, 1))[0]
+    assert stored @ vector < 0.99
+    assert verify_index(tmp_path / "index", embedder=embedder, reencode=2) == []
+
+
+def test_encoding_again_allows_for_what_truncation_leaves_of_a_vector(embedder, new_catalog, tmp_path, monkeypatch):
+    """Arithmetic that moves a vector by a cosine of 0.002 moves its short first part by more."""
+
+    def first_part_turned_by(angle):
+        vector = np.zeros(16)
+        vector[:2] = 0.3 * np.cos(angle), 0.3 * np.sin(angle)
+        vector[9] = np.sqrt(1 - 0.09)
+        return lambda item: vector.astype(np.float32)
+
+    monkeypatch.setattr(embedder, "_vector", first_part_turned_by(0))
+    for name, dim in (("whole", 16), ("short", 2)):
+        build_index(
+            embedder, new_catalog(n=2, images=0, name=f"{name}-goods"), tmp_path / name, dim=dim, progress=False
+        )
+    for loss, faults in ((0.002, 0), (0.007, 2)):
+        monkeypatch.setattr(embedder, "_vector", first_part_turned_by(np.arccos(1 - loss / 0.09)))
+        assert len(verify_index(tmp_path / "whole", embedder=embedder, reencode=2)) == faults
+        assert len(verify_index(tmp_path / "short", embedder=embedder, reencode=2)) == faults
