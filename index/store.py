@@ -9,6 +9,7 @@ for a row of 256 normal numbers.
 
 import io
 import os
+import threading
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
@@ -27,6 +28,7 @@ UNIT_TOLERANCE = 1e-3
 _DTYPES: dict[str, np.dtype[Any]] = {"fp32": np.dtype("<f4"), "fp16": np.dtype("<f2"), "int8": np.dtype("i1")}
 _PRECISION_OF: dict[np.dtype[Any], Precision] = {_DTYPES[precision]: precision for precision in PRECISIONS}
 _BLOCK_ROWS = 65536
+_loading = threading.Lock()
 
 
 class VectorStore:
@@ -42,7 +44,7 @@ class VectorStore:
     def open(cls, path: Path) -> Self:
         """Raises ArtifactError for a file that is no matrix at one of the three precisions."""
         try:
-            stored = np.load(path, mmap_mode="r", allow_pickle=False)
+            stored = load_array(path, mmap_mode="r")
         except (OSError, EOFError, ValueError) as error:
             raise ArtifactError(f"{path} cannot be read ({' '.join(str(error).split())})") from error
         if not isinstance(stored, np.ndarray) or stored.ndim != 2 or stored.dtype not in _PRECISION_OF:
@@ -147,10 +149,17 @@ class VectorWriter:
         np.lib.format.write_array_header_1_0(self._file, header)
 
 
+def load_array(path: Path, *, mmap_mode: Literal["r"] | None = None) -> np.ndarray:
+    """`np.load` without pickle, by one thread at a time: it reads a file's header with Python's parser, which before
+    Python 3.12 fails now and then (SystemError) where several threads are in it."""
+    with _loading:
+        return np.load(path, mmap_mode=mmap_mode, allow_pickle=False)
+
+
 def read_deleted(path: Path, count: int) -> np.ndarray:
     """`deleted.npy`: int64 rows below `count`, ascending. Raises ArtifactError for anything else."""
     try:
-        rows = np.load(path, allow_pickle=False)
+        rows = load_array(path)
     except (OSError, EOFError, ValueError) as error:
         raise ArtifactError(f"{path} cannot be read ({' '.join(str(error).split())})") from error
     if not isinstance(rows, np.ndarray) or rows.ndim != 1 or rows.dtype != np.int64:

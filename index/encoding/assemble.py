@@ -20,7 +20,7 @@ from index.encoding.rejects import Reject, count_reasons, read_rejects, write_re
 from index.encoding.shard import SIGNATURES
 from index.items import concat_items, field_names, read_items, read_parquet
 from index.manifest import ITEMS, REJECTS, VECTORS
-from index.store import Precision, VectorStore, VectorWriter
+from index.store import Precision, VectorStore, VectorWriter, load_array
 from index.thumbnails import thumbnail_path
 
 NearDuplicates = Literal["report", "skip"]
@@ -100,7 +100,7 @@ def _first_ids(shards: Sequence[Path], index: Path, *, progress: bool) -> list[p
     rows, start = with_image[at], 0
     for shard, size in zip(shards, sizes, strict=True):
         low, high = np.searchsorted(rows, (start, start + size))
-        signatures[low:high] = np.load(shard / SIGNATURES, allow_pickle=False)[rows[low:high] - start]
+        signatures[low:high] = load_array(shard / SIGNATURES)[rows[low:high] - start]
         start += size
 
     @lru_cache(maxsize=_OPENED)

@@ -1,4 +1,7 @@
+import gc
 import io
+import threading
+import time
 
 import numpy as np
 import pytest
@@ -8,6 +11,7 @@ from index.store import (
     PRECISIONS,
     VectorStore,
     VectorWriter,
+    load_array,
     non_unit_rows,
     read_deleted,
     rounding_loss,
@@ -196,3 +200,35 @@ def test_rounding_takes_no_more_from_the_cosine_than_is_said(tmp_path, precision
     assert (loss <= most + 1e-12).all()
     if shape == "round" and precision != "fp32":
         assert (loss >= most / 10).mean() > 0.9  # it is a bound worth having: 3 is what random errors are below it
+
+
+def test_threads_may_load_arrays_at_once(tmp_path):
+    """Python 3.11's parser, which NumPy reads the headers with, cannot be in two threads."""
+    np.save(tmp_path / "a.npy", np.arange(3))
+    failures = []
+
+    def pause(*_: object) -> None:
+        time.sleep(1e-5)
+
+    def load(depth: int) -> None:
+        if depth:
+            return load(depth - 1)
+        try:
+            for _ in range(150):
+                load_array(tmp_path / "a.npy")
+        except BaseException as error:
+            failures.append(error)
+
+    thresholds = gc.get_threshold()
+    gc.set_threshold(2, 1000, 1000)
+    gc.callbacks.append(pause)  # lets another thread in while the parser makes its objects
+    try:
+        threads = [threading.Thread(target=load, args=(9 * number,)) for number in range(4)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+    finally:
+        gc.callbacks.remove(pause)
+        gc.set_threshold(*thresholds)
+    assert failures == []
