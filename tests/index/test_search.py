@@ -1,8 +1,11 @@
+import gc
 import json
 import math
 import shutil
 import time
+import weakref
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -11,6 +14,7 @@ from PIL import Image
 from fanoise.errors import ArtifactError, ImageError, InputError
 from index.build import build_index
 from index.search import Hit, Index, Searcher
+from index.update import delete_items
 
 APPROXIMATE = ["IVF4,Flat", "HNSW16", "PCA8,IVF4,Flat", "IVF4,SQ8,RFlat", "PQ4x4", "PQ4x4fs,RFlat"]
 
@@ -106,6 +110,125 @@ def test_filters_compare_the_spelling_of_the_fields_type(embedder, tmp_path):
 def test_bad_queries_are_refused(built, vectors, k, message):
     with pytest.raises(InputError, match=message):
         Index.open(built).search(vectors, k)
+
+
+@pytest.fixture
+def grouped(embedder, tmp_path):
+    """120 items; `item` groups them by three, every tenth has none; `tags` are lists."""
+    rows = [
+        {"text": f"thing {i}", "item": None if i % 10 == 0 else f"i{i // 3}", "n": i, "tags": ["a", f"t{i % 4}"]}
+        for i in range(120)
+    ]
+    (tmp_path / "c.jsonl").write_text("\n".join(json.dumps(row) for row in rows))
+    build_index(embedder, tmp_path / "c.jsonl", tmp_path / "index", factory="HNSW16", progress=False)
+    return Index.open(tmp_path / "index")
+
+
+@pytest.mark.parametrize("where", [None, {"n": {"min": 30, "max": 90}}, {"tags": ["a", "t1"]}, {"n": 5}, {"n": -1}])
+@pytest.mark.parametrize("k", [3, 1000])
+def test_at_most_one_row_a_group_and_k_groups_when_k_exist(grouped, where, k):
+    queries = unit_rows(5)
+    scores, rows = grouped.search(queries, k, where, group_by="item")
+    assert rows.shape == scores.shape == (5, min(k, 120))
+    groups = np.array([f"i{row // 3}" if row % 10 else f"alone {row}" for row in range(120)])
+    keep = np.flatnonzero(grouped.matching(where))
+    similarity = queries @ grouped.vectors.rows(slice(None)).T
+    for line_similarity, line_scores, line in zip(similarity, scores, rows, strict=True):
+        best = sorted((max(line_similarity[keep][groups[keep] == g]) for g in set(groups[keep])), reverse=True)[:k]
+        found = line[line >= 0]
+        assert len(set(groups[found])) == len(found) == len(best) and set(found) <= set(keep)
+        assert np.allclose(line_scores[: len(best)], best, atol=1e-6) and (line_scores[len(best) :] == -np.inf).all()
+        assert np.allclose(line_similarity[found], best, atol=1e-6)
+
+
+def test_the_index_groups_by_its_manifest_unless_told_otherwise(grouped, embedder):
+    grouped.manifest = replace(grouped.manifest, group_by="item")
+    searcher = Searcher(grouped, embedder)
+    by_default = searcher.search(text="thing 4", k=60).hits
+    assert len(by_default) == 52 and by_default == searcher.search(text="thing 4", k=60, group_by="item").hits
+    assert len(searcher.search(text="thing 4", k=60, group_by="").hits) == 60
+    with pytest.raises(InputError, match="group_by: unknown field 'no'; the fields of this index are: text, item, n"):
+        searcher.search(text="a", group_by="no")
+    with pytest.raises(InputError, match="group_by: the field 'tags' holds lists"):
+        searcher.search(text="a", group_by="tags")
+
+
+@pytest.mark.parametrize("group_by", ["", "item"])
+def test_a_least_score_leaves_all_hits_above_it_up_to_k(grouped, group_by):
+    queries = unit_rows(6)
+    for where in (None, {"n": {"max": 60}}):
+        all_scores, all_rows = grouped.search(queries, 120, where, group_by=group_by)
+        for k, least in ((120, 0.2), (4, 0.2), (120, 1.0), (5, -1.0)):
+            scores, rows = grouped.search(queries, k, where, group_by=group_by, min_score=least)
+            good = all_scores[:, :k] >= least
+            assert np.array_equal(rows, np.where(good, all_rows[:, :k], -1))
+            assert np.array_equal(scores, np.where(good, all_scores[:, :k], -np.inf).astype(np.float32))
+    for least in (1.1, -2, math.nan):
+        with pytest.raises(InputError, match="min_score must be a cosine similarity from -1 to 1"):
+            grouped.search(queries, 3, min_score=least)
+
+
+def test_deleted_rows_are_in_no_filter_group_or_note(built, embedder):
+    delete_items(built, ids=["g0", *(f"g{i}" for i in range(40) if i % 4 == 2)])
+    index = Index.open(built)
+    assert not index.matching({"colour": {"not": "red"}})[[2, 6]].any()
+    assert index.search(unit_rows(1), 9, group_by="colour")[1].max() < 40
+    assert {hit.fields["colour"] for hit in index.find(unit_rows(1), 9, group_by="colour")[0]} == {
+        "red",
+        "green",
+        "white",
+    }
+    assert index.notes({"colour": "blue"}) == ["no item has colour 'blue'; there are: 'green', 'red', 'white'"]
+
+
+def test_an_answer_has_notes_where_a_value_is_unknown_or_faiss_cannot_filter(built, embedder, new_catalog, tmp_path):
+    searcher = Searcher(Index.open(built), embedder)
+    answer = searcher.search(text="a", where={"colour": {"in": ["red", "gren"]}}, k=3)
+    assert len(answer.hits) == 3 and answer.notes == ["no item has colour 'gren'; near: 'green'"]
+    assert answer.to_json()["notes"] == answer.notes
+    build_index(embedder, new_catalog(n=120, name="more"), tmp_path / "pq", factory="PQ4x4", progress=False)
+    [note] = Searcher(Index.open(tmp_path / "pq"), embedder).search(text="a", where={"colour": "red"}).notes
+    assert note == "FAISS cannot filter an index of type PQ4x4: all 30 items that match were compared one by one"
+    assert searcher.search(text="a").notes == searcher.search(text="a", where={"colour": "red"}).notes == []
+
+
+def test_a_replaced_index_is_freed_at_once(built, embedder):
+    searcher = Searcher(Index.open(built), embedder)
+    searcher.search(text="a", where={"colour": "red"}, group_by="price")
+    old = weakref.ref(searcher.index)
+    delete_items(built, ids=["g0"])
+    gc.disable()
+    try:
+        assert searcher.refresh() and old() is None
+    finally:
+        gc.enable()
+
+
+def test_a_searcher_needs_no_more_than_the_backend_protocol(built, embedder):
+    index = Index.open(built)
+
+    class Elsewhere:
+        embedder, dim, embedder_dim, group_by = index.embedder, index.dim, index.embedder_dim, index.group_by
+        catalog, field_names, live_ids = index.catalog, index.field_names, index.live_ids
+        find, values, notes = index.find, index.values, index.notes
+
+        def __len__(self):
+            return len(index)
+
+        def __str__(self):
+            return "milvus://here/things"
+
+    searcher = Searcher(Elsewhere(), embedder)
+    asked = {"text": "thing number 4", "k": 3, "where": {"colour": "red"}, "group_by": "price", "min_score": -0.5}
+    assert searcher.search(**asked).hits == Searcher(index, embedder).search(**asked).hits
+    assert searcher.refresh() is False
+    with pytest.raises(InputError, match="milvus://here/things is no index folder, and only such a one has a hybrid"):
+        searcher.search(text="a", hybrid=True)
+    with pytest.raises(InputError, match="milvus://here/things is no index folder"):
+        searcher.index  # noqa: B018
+    embedder.fingerprint = embedder.fingerprint | {"weights": "other"}
+    with pytest.raises(ArtifactError, match="index milvus://here/things was built with other weights"):
+        Searcher(Elsewhere(), embedder)
 
 
 def test_an_item_finds_itself_with_text_and_image(built, embedder, tmp_path):
