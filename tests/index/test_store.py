@@ -214,7 +214,7 @@ def test_threads_may_load_arrays_at_once(tmp_path):
         if depth:
             return load(depth - 1)
         try:
-            for _ in range(150):
+            for _ in range(400):
                 load_array(tmp_path / "a.npy")
         except BaseException as error:
             failures.append(error)
