@@ -15,6 +15,7 @@ examples:
   python -m app --baseline runs/demo/index/products-baseline --fanoise runs/demo/index/products-fanoise
   python -m app --baseline A1 --fanoise A2 --baseline B1 --fanoise B2 --name shop --name invoices
 
+DIR is an index folder, or a Milvus collection such as milvus://localhost:19530/products.
 Repeat --baseline and --fanoise for several catalogues; the first --baseline goes with the first --fanoise.
 Programs can call the endpoints /search and /compare; the page's footer shows how.
 """
@@ -28,8 +29,8 @@ def _parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     add = parser.add_argument
-    add("--baseline", metavar="DIR", type=Path, action="append", required=True, help="index made with the baseline")
-    add("--fanoise", metavar="DIR", type=Path, action="append", required=True, help="index made with the FANoise model")
+    add("--baseline", metavar="DIR", action="append", required=True, help="index made with the baseline")
+    add("--fanoise", metavar="DIR", action="append", required=True, help="index made with the FANoise model")
     add("--name", action="append", default=[], help="what to call the catalogue (default: as its index does)")
     add("--examples", metavar="FILE", type=Path, help="JSON with example queries for each catalogue")
     add("--report", metavar="FILE", type=Path, help="A/B report; adds the tab “Is it better?”")

@@ -12,9 +12,11 @@ from PIL import Image
 
 from fanoise.errors import ArtifactError, InputError
 from fanoise.images import open_image
+from index.backends import open_backend
+from index.backends.base import Backend
 from index.encoding.query import load_embedder
 from index.manifest import THUMBNAILS, CatalogRef
-from index.search import Answer, Hit, Index, Searcher
+from index.search import Answer, Hit, Searcher
 
 if TYPE_CHECKING:
     from fanoise.embedder import Embedder
@@ -103,7 +105,7 @@ class Service:
         for name, pair in pairs.items():
             _check_same_items(name, pair)
         self._pairs = dict(pairs)
-        self._categories = {name: _read_categories(pair.baseline.index) for name, pair in pairs.items()}
+        self._categories = {name: _read_categories(pair.baseline.backend) for name, pair in pairs.items()}
 
     @classmethod
     def open(
@@ -123,7 +125,7 @@ class Service:
         loaded: list[Embedder] = []
         for position, (left, right) in enumerate(zip(baseline, fanoise, strict=True)):
             pair = Pair(baseline=_open_searcher(left, loaded), fanoise=_open_searcher(right, loaded))
-            name = names[position] if names else _catalog_name(pair.baseline.index.manifest.catalog)
+            name = names[position] if names else _catalog_name(pair.baseline.backend.catalog)
             if name in pairs:
                 raise InputError(f"two pairs are called {name!r}; tell them apart with --name")
             pairs[name] = pair
@@ -152,7 +154,7 @@ class Service:
 
     def describe(self, catalog: str, arm: Arm) -> ArmCard:
         searcher = self.searcher(catalog, arm)
-        return ArmCard(name=searcher.embedder.name, noise=searcher.embedder.noise, count=len(searcher.index))
+        return ArmCard(name=searcher.embedder.name, noise=searcher.embedder.noise, count=len(searcher.backend))
 
     def categories(self, catalog: str) -> list[str]:
         """The sorted values of the field `category`; none if there is no such field or too many for a menu."""
@@ -162,7 +164,7 @@ class Service:
     def thumbnail_folders(self) -> list[Path]:
         """The only folders of the machine a visitor's browser has to read from."""
         folders = {
-            searcher.index.path.absolute() / THUMBNAILS
+            searcher.backend.folder.absolute() / THUMBNAILS
             for pair in self._pairs.values()
             for searcher in (pair.baseline, pair.fanoise)
         }
@@ -207,18 +209,18 @@ class Service:
 
 def _open_searcher(folder: str | Path, loaded: "list[Embedder]") -> Searcher:
     """Open an index with an embedder of `loaded` if it is the one that made it: two catalogues need it only once."""
-    index = Index.open(folder)
-    wanted = index.manifest.embedder
+    backend = open_backend(folder)
+    wanted = backend.embedder
     embedder = next((known for known in loaded if known.fingerprint == wanted.fingerprint), None)
     if embedder is None:
-        embedder = load_embedder(wanted, index.path)
+        embedder = load_embedder(wanted, backend.folder)
         loaded.append(embedder)
-    return Searcher(index, embedder)
+    return Searcher(backend, embedder)
 
 
 def _item_of(hit: Hit, pair: Pair) -> str:
     """What stands for the hit in both lists: of an item with several images, each side may have found another one."""
-    field = pair.baseline.index.group_by
+    field = pair.baseline.backend.group_by
     value = hit.fields.get(field) if field else None
     return hit.id if value is None else str(value)
 
@@ -229,10 +231,10 @@ def _catalog_name(catalog: CatalogRef) -> str:
     return path.parent.name if path.stem in _BLAND_NAMES and path.parent.name not in ("", "..") else path.stem
 
 
-def _read_categories(index: Index) -> list[str]:
-    if CATEGORY not in index.field_names:
+def _read_categories(backend: Backend) -> list[str]:
+    if CATEGORY not in backend.field_names:
         return []
-    values = index.values(CATEGORY).unique().to_pylist()
+    values = backend.values(CATEGORY).unique().to_pylist()
     named = sorted(str(value) for value in values if value is not None and value != "")
     return named if len(named) <= MAX_CATEGORIES else []
 
@@ -257,7 +259,7 @@ def _read_query(text: str | None, image: Photo | None, k: int, where: Mapping[st
 
 
 def _check_same_items(name: str, pair: Pair) -> None:
-    left, right = set(pair.baseline.index.live_ids), set(pair.fanoise.index.live_ids)
+    left, right = set(pair.baseline.backend.live_ids), set(pair.fanoise.backend.live_ids)
     if left == right:
         return
     odd = min(left ^ right)

@@ -9,9 +9,21 @@ from index.commands import EXIT_CODES, Parser
 from index.commands.build import add_build
 from index.commands.change import add_add, add_compact, add_delete, add_update
 from index.commands.inspect import add_export, add_info, add_verify
+from index.commands.milvus import add_export_milvus
 from index.commands.search import add_search
 
-_COMMANDS = (add_build, add_search, add_info, add_add, add_update, add_delete, add_compact, add_verify, add_export)
+_COMMANDS = (
+    add_build,
+    add_search,
+    add_info,
+    add_add,
+    add_update,
+    add_delete,
+    add_compact,
+    add_verify,
+    add_export,
+    add_export_milvus,
+)
 
 
 def build_parser() -> Parser:

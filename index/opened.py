@@ -11,6 +11,7 @@ import numpy as np
 import pyarrow as pa
 
 from fanoise.errors import ArtifactError, InputError
+from index.backends.base import checked_queries
 from index.exact import search_exact_groups
 from index.faiss_file import read_index
 from index.generations import read_current
@@ -20,7 +21,7 @@ from index.items import Items
 from index.manifest import DELETED, FAISS_INDEX, ITEMS, REBUILD, VECTORS, CatalogRef, EmbedderRef, Manifest
 from index.nearest import Nearest
 from index.selection import Selection, Selections
-from index.store import VectorStore, read_deleted, truncated
+from index.store import VectorStore, read_deleted
 from index.thumbnails import thumbnail_path
 
 if TYPE_CHECKING:
@@ -150,6 +151,10 @@ class Index:
     @property
     def group_by(self) -> str | None:
         return self.manifest.group_by
+
+    @property
+    def folder(self) -> Path:
+        return self.path
 
     @property
     def ids(self) -> list[str]:
@@ -298,16 +303,7 @@ class Index:
         )
 
     def _checked(self, vectors: np.ndarray, k: int) -> np.ndarray:
-        queries = np.ascontiguousarray(vectors, dtype=np.float32)
-        dim, embedder_dim = self.manifest.dim, self.manifest.embedder_dim
-        if queries.ndim != 2 or queries.shape[1] not in (dim, embedder_dim):
-            shape = f"[Q, {dim}]" if dim == embedder_dim else f"[Q, {dim}] or [Q, {embedder_dim}]"
-            raise InputError(f"query vectors must have shape {shape}, got {list(queries.shape)}")
-        if k < 1:
-            raise InputError(f"k must be at least 1, got {k}")
-        if not np.isfinite(queries).all():
-            raise InputError("query vectors must be finite, got NaN or infinity")
-        return np.ascontiguousarray(np.nan_to_num(truncated(queries, dim)))
+        return checked_queries(vectors, k, dim=self.dim, embedder_dim=self.embedder_dim)
 
 
 def _read(file: Path, reader: Callable[[Path], T]) -> T:

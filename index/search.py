@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Self
 from PIL import Image
 
 from fanoise.errors import InputError
+from index.backends import open_backend
 from index.backends.base import Backend
 from index.encoding.query import encode_query, load_embedder
 from index.hits import Answer, Hit
@@ -38,14 +39,14 @@ class Searcher:
         verify: bool = True,
     ) -> Self:
         """Open the index and load its embedder: by default the one that the manifest names."""
-        index = Index.open(path, verify=verify)
+        backend = open_backend(path, verify=verify)
         if embedder is None:
-            embedder = load_embedder(index.embedder, index.path, device=device)
+            embedder = load_embedder(backend.embedder, backend.folder, device=device)
         elif isinstance(embedder, (str, Path)):
             from fanoise.embedder import Embedder
 
             embedder = Embedder.from_pretrained(embedder, device=device)
-        return cls(index, embedder)
+        return cls(backend, embedder)
 
     @property
     def index(self) -> Index:

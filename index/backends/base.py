@@ -1,13 +1,16 @@
 """What searching and the app need of any place where vectors lie."""
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
 import pyarrow as pa
 
+from fanoise.errors import InputError
 from index.hits import Hit
 from index.manifest import CatalogRef, EmbedderRef
+from index.store import truncated
 
 
 class Backend(Protocol):
@@ -27,6 +30,11 @@ class Backend(Protocol):
 
     @property
     def catalog(self) -> CatalogRef: ...
+
+    @property
+    def folder(self) -> Path:
+        """The index folder: its `thumbnails` are shown, and the embedder's path starts there. It need not be there."""
+        ...
 
     @property
     def field_names(self) -> list[str]: ...
@@ -67,3 +75,16 @@ class Backend(Protocol):
     def notes(self, where: Mapping[str, Any] | None = None) -> list[str]:
         """What a user should know of a search with this filter: values that no item has, fall-backs that it takes."""
         ...
+
+
+def checked_queries(vectors: np.ndarray, k: int, *, dim: int, embedder_dim: int) -> np.ndarray:
+    """float32 [Q, dim] of query vectors of either dimension. Raises InputError for bad ones, or k < 1."""
+    queries = np.ascontiguousarray(vectors, dtype=np.float32)
+    if queries.ndim != 2 or queries.shape[1] not in (dim, embedder_dim):
+        shape = f"[Q, {dim}]" if dim == embedder_dim else f"[Q, {dim}] or [Q, {embedder_dim}]"
+        raise InputError(f"query vectors must have shape {shape}, got {list(queries.shape)}")
+    if k < 1:
+        raise InputError(f"k must be at least 1, got {k}")
+    if not np.isfinite(queries).all():
+        raise InputError("query vectors must be finite, got NaN or infinity")
+    return np.ascontiguousarray(np.nan_to_num(truncated(queries, dim)))

@@ -5,7 +5,7 @@ import json
 from pathlib import Path
 
 from fanoise.errors import InputError
-from index.commands import Commands, Parser, add_command, add_device_option, add_index_option, add_where_option
+from index.commands import Commands, Parser, add_command, add_device_option, add_where_option
 from index.where import parse_where
 
 
@@ -17,9 +17,12 @@ def add_search(commands: "Commands[Parser]") -> None:
         "  python -m index search --index DIR --text 'red mug' --k 5\n"
         "  python -m index search --index DIR --image photo.jpg --text 'this, in green' --where category=mug --json\n"
         "  python -m index search --index DIR --text 'boots' --where 'price>=10' --where 'title*=winter'\n"
-        "  python -m index search --index DIR --text 'model XR-200' --hybrid --group-by brand",
+        "  python -m index search --index DIR --text 'model XR-200' --hybrid --group-by brand\n"
+        "  python -m index search --index milvus://localhost:19530/products --text 'red mug'",
     )
-    add_index_option(parser)
+    parser.add_argument(
+        "--index", required=True, metavar="DIR", help="index folder, or a collection: milvus://HOST:19530/NAME"
+    )
     parser.add_argument("--text", help="query text")
     parser.add_argument("--image", type=Path, metavar="FILE", help="query image")
     parser.add_argument("--k", type=int, default=10, metavar="N", help="number of hits (default: %(default)s)")

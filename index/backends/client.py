@@ -1,0 +1,56 @@
+"""A connection to Milvus whose failures are one line that names the address."""
+
+import importlib.util
+import logging
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+from fanoise.errors import ArtifactError, InputError
+from index.backends.address import TOKEN_VARIABLE, Address
+
+if TYPE_CHECKING:
+    from pymilvus import MilvusClient
+
+TIMEOUT_S = 30.0
+"""For a search or another call that is answered at once."""
+_CONNECT_S = 10.0
+INSTALL = "pip install -r requirements-milvus.txt"
+
+
+def connect(address: Address) -> "MilvusClient":
+    """Connect, with the token in the environment if there is one. Raises InputError without pymilvus, ArtifactError."""
+    if importlib.util.find_spec("pymilvus") is None:
+        raise InputError(f"{address} needs the package pymilvus, which is not installed; {INSTALL}")
+    if address.is_file and importlib.util.find_spec("milvus_lite") is None:
+        raise InputError(f"{address} needs the package milvus-lite, which is not installed; {INSTALL}")
+    from pymilvus import MilvusClient
+
+    logging.getLogger("pymilvus").setLevel(logging.CRITICAL + 1)  # it logs a traceback for each error that it raises
+    token = os.environ.get(TOKEN_VARIABLE, "")
+    with milvus_errors(address):
+        return MilvusClient(address.server, token=token, db_name=address.database, timeout=_CONNECT_S)
+
+
+@contextmanager
+def milvus_errors(address: Address) -> Iterator[None]:
+    """Turn what pymilvus and gRPC raise into an ArtifactError of one line."""
+    import grpc
+    from pymilvus.exceptions import MilvusException
+
+    try:
+        yield
+    except (MilvusException, grpc.RpcError) as error:
+        reason = getattr(error, "message", "") or str(error)
+        hidden = reason.replace(os.environ.get(TOKEN_VARIABLE) or "\0", "…")
+        raise ArtifactError(f"{address}: {' '.join(hidden.split())[:500]}; {_remedy(address, reason)}") from None
+
+
+def _remedy(address: Address, reason: str) -> str:
+    lowered = reason.lower()
+    if "auth" in lowered or "permission" in lowered:
+        return f"set {TOKEN_VARIABLE}=user:password in the environment"
+    if not address.is_file:
+        return f"look whether Milvus runs at {address.server}, or try again"
+    return "look whether another process has the file open" if "lock" in lowered or "open" in lowered else "try again"

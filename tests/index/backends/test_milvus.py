@@ -1,0 +1,213 @@
+"""The collection against the index folder that it was filled from, and against comparing all rows one by one."""
+
+import numpy as np
+import pytest
+
+pytest.importorskip("pymilvus")
+pytest.importorskip("milvus_lite")
+
+import index.backends.export
+import index.backends.milvus
+from fanoise.errors import ArtifactError, InputError
+from index.backends import open_backend
+from index.backends.address import parse_address
+from index.backends.export import export_milvus
+from index.backends.milvus import MilvusBackend
+from index.opened import Index
+from tests.index.backends.conftest import COLOURS, COUNT, NASTY, same_value
+
+WHERES = [
+    None,
+    *[{"colour": colour} for colour in COLOURS if colour is not None],
+    {"colour": "no such"},
+    {"colour": {"in": ["red", NASTY, "no such"]}},
+    {"colour": {"not": ["red", NASTY]}},
+    {"colour": {"contains": "RED"}},
+    {"colour": {"contains": "%"}},
+    {"colour": {"contains": "_"}},
+    {"colour": {"contains": "\\"}},
+    {"colour": {"contains": '"'}},
+    {"colour": {"contains": "%_ü\n"}},
+    {"colour": {"contains": "grün ß"}},
+    {"colour": {"contains": "京"}},
+    {"colour": {"min": "a", "max": "back\\slash"}},
+    {"colour": {"max": "zzz"}},
+    {"price": 3},
+    {"price": "20.0"},
+    {"price": str(2**60)},
+    {"price": "three"},
+    {"price": {"not": 3}},
+    {"price": {"min": -7}},
+    {"price": {"min": 2.5, "max": 20}},
+    {"price": {"max": 1e300}},
+    {"weight": 0.1},
+    {"weight": "2"},
+    {"weight": {"in": [0.1, "2.0"]}},
+    {"weight": {"not": "2"}},
+    {"weight": {"min": -1, "max": 0}},
+    {"sale": "true"},
+    {"sale": False},
+    {"sale": {"not": True}},
+    {"size": {"min": "40"}},
+    {"size": {"min": 36.5, "max": 1000}},
+    {"size": "41.5"},
+    {"tags": "a"},
+    {"tags": "b%"},
+    {"tags": 'q"'},
+    {"tags": {"contains": "B%"}},
+    {"tags": {"not": ["a", "B%"]}},
+    {"tags": {"in": ["B%", 'q"']}},
+    {"years": 1999},
+    {"years": {"not": "2001.0"}},
+    {"made": {"min": "2020-01-10", "max": "2020-01-20"}},
+    {"made": {"contains": "-1"}},
+    {"about": {"contains": "M1"}},
+    {"like": "yes", "naïve name": 1},
+    {"colour": [{"contains": "r"}, {"not": "red"}], "price": {"min": 0}},
+]
+
+
+@pytest.fixture(scope="module", params=[64, 9], ids=["columns", "json"])
+def filled(request, varied, tmp_path_factory) -> MilvusBackend:
+    """The same index with a column for each field, and with nearly all fields in the one of JSON."""
+    address = parse_address(str(tmp_path_factory.mktemp("milvus") / "a shop.db"), collection="goods")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(index.backends.export, "MAX_COLUMNS", request.param)
+        patch.setattr(index.backends.export, "_BATCH_ROWS", 40)
+        export_milvus(varied, address, progress=False)
+    return MilvusBackend.open(address)
+
+
+@pytest.fixture(scope="module")
+def folder(varied) -> Index:
+    return Index.open(varied)
+
+
+def assert_same(found, expected):
+    for ours, theirs in zip(found, expected, strict=True):
+        assert [hit.id for hit in ours] == [hit.id for hit in theirs]
+        assert [hit.position for hit in ours] == list(range(1, len(ours) + 1))
+        assert np.allclose([hit.score for hit in ours], [hit.score for hit in theirs], atol=1e-5)
+        for hit, other in zip(ours, theirs, strict=True):
+            left, right = hit.to_json(), other.to_json()
+            assert list(left) == list(right)
+            assert all(same_value(left[key], right[key]) for key in left if key != "score")
+
+
+@pytest.mark.parametrize("where", WHERES, ids=str)
+def test_a_filter_finds_the_same_items_in_both(filled, folder, queries, where):
+    assert_same(filled.find(queries, COUNT, where), folder.find(queries, COUNT, where))
+
+
+def test_the_filters_tell_items_apart(folder, queries):
+    """Else the test before could not fail."""
+    counts = [len(folder.find(queries[:1], COUNT, where)[0]) for where in WHERES]
+    assert len(set(counts)) > 15
+    assert counts.count(0) == 4
+
+
+@pytest.mark.parametrize("k", [1, 3, 10, 1000])
+@pytest.mark.parametrize("group_by", ["item", "colour", "price", "weight", "sale", "made", "about", "like"])
+def test_groups_are_the_same_in_both(filled, folder, queries, k, group_by, monkeypatch):
+    found = folder.find(queries, k, group_by=group_by)
+    assert_same(filled.find(queries, k, group_by=group_by), found)
+    where = {"sale": {"not": False}}
+    found = folder.find(queries, k, where, group_by=group_by, min_score=-0.1)
+    assert_same(filled.find(queries, k, where, group_by=group_by, min_score=-0.1), found)
+
+
+def test_groups_are_complete_where_a_search_reaches_few(filled, folder, queries, monkeypatch):
+    monkeypatch.setattr(index.backends.milvus, "_LEAST_REACH", 1)
+    assert_same(filled.find(queries, 1, group_by="item"), folder.find(queries, 1, group_by="item"))
+    assert_same(filled.find(queries, 2, group_by="like"), folder.find(queries, 2, group_by="like"))
+    assert_same(filled.find(queries, 9, group_by="colour"), folder.find(queries, 9, group_by="colour"))
+
+
+@pytest.mark.parametrize("min_score", [-1, 0.0, 0.3, 1.0])
+def test_a_least_score_cuts_the_same(filled, folder, queries, min_score):
+    vectors = np.concatenate([queries, folder.vectors.rows(slice(0, 2))])
+    assert_same(filled.find(vectors, COUNT, min_score=min_score), folder.find(vectors, COUNT, min_score=min_score))
+
+
+def test_hits_are_the_nearest_of_all_rows(filled, folder, queries):
+    """An oracle that knows neither FAISS nor Milvus."""
+    similarity = queries @ folder.vectors.rows(slice(None)).T
+    for line, hits in zip(similarity, filled.find(queries, 7), strict=True):
+        best = np.argsort(-line, kind="stable")[:7]
+        assert [hit.id for hit in hits] == [folder.ids[row] for row in best]
+        assert [hit.score for hit in hits] == pytest.approx(line[best], abs=1e-5)
+
+
+def test_columns_come_in_the_order_of_the_index(filled, folder, monkeypatch):
+    monkeypatch.setattr(index.backends.milvus, "_ROWS_AT_ONCE", 40)
+    assert filled.live_ids == folder.live_ids
+    assert filled.field_names == folder.field_names
+    for name in folder.field_names:
+        ours, theirs = filled.values(name).to_pylist(), folder.values(name).to_pylist()
+        assert len(ours) == COUNT and all(same_value(a, b) for a, b in zip(ours, theirs, strict=True)), name
+    with pytest.raises(InputError, match="unknown field 'x'"):
+        filled.values("x")
+
+
+def test_it_says_what_it_is(filled, folder, varied):
+    assert (len(filled), filled.dim, filled.embedder_dim, filled.group_by) == (COUNT, folder.dim, folder.dim, None)
+    assert filled.catalog == folder.catalog
+    assert filled.folder == varied.resolve()
+    assert filled.embedder.fingerprint == folder.embedder.fingerprint
+
+
+@pytest.mark.parametrize(
+    ("where", "notes"),
+    [
+        (None, []),
+        ({"colour": "red"}, []),
+        ({"colour": {"in": ["red", "puce"]}}, ["no item has colour 'puce'"]),
+        ({"colour": {"contains": "puce"}}, ["no item has 'puce' in its colour"]),
+        ({"price": {"min": 21, "max": 22}}, ["no item has a price from 21 to 22"]),
+        ({"sale": True, "size": "40"}, ["some items meet each condition of the filter, but none meets all"]),
+    ],
+)
+def test_notes_name_values_that_no_item_has(filled, folder, where, notes):
+    assert filled.notes(where) == notes
+    assert [note.partition(";")[0] for note in folder.notes(where)] == notes
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"k": 0}, "k must be at least 1"),
+        ({"where": {"color": "red"}}, "where: unknown field 'color'"),
+        ({"where": {"price": {"min": "x"}}}, "where price>=x"),
+        ({"group_by": "x"}, "group_by: unknown field 'x'"),
+        ({"group_by": "tags"}, "holds lists"),
+        ({"min_score": 2}, "min_score must be a cosine"),
+    ],
+)
+def test_bad_searches_are_refused_in_both(filled, folder, queries, options, message):
+    options = {"k": 3} | options
+    for backend in (filled, folder):
+        with pytest.raises(InputError, match=message):
+            backend.find(queries, **options)
+    with pytest.raises(InputError, match="shape"):
+        filled.find(queries[:, :5], 3)
+
+
+def test_what_is_no_collection_of_ours_is_refused(filled, tmp_path):
+    client = filled._client
+    with pytest.raises(InputError, match="no such collection; there are: goods"):
+        open_backend(str(filled).replace("goods", "bads"))
+    with pytest.raises(InputError, match="there is no file"):
+        open_backend(f"milvus+file:{tmp_path}/none.db/goods")
+    client.create_collection("foreign", dimension=4)
+    try:
+        with pytest.raises(ArtifactError, match="was not made by `python -m index export-milvus`"):
+            open_backend(str(filled).replace("goods", "foreign"))
+    finally:
+        client.drop_collection("foreign")
+
+
+def test_a_server_that_does_not_answer_is_one_line(no_token, monkeypatch):
+    monkeypatch.setattr("index.backends.client._CONNECT_S", 0.3)
+    with pytest.raises(ArtifactError, match=r"look whether Milvus runs at http://127\.0\.0\.1:9") as error:
+        open_backend("milvus://127.0.0.1:9/goods")
+    assert "\n" not in str(error.value)
