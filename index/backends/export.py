@@ -33,9 +33,12 @@ if TYPE_CHECKING:
 
 Half = Literal["fp32", "fp16"]
 PRECISIONS: tuple[Half, ...] = get_args(Half)
+LITE_INDEX_TYPES = ("AUTOINDEX", "FLAT", "HNSW", "IVF_FLAT", "IVF_SQ8")
+"""Milvus Lite takes any other without a word, and then has no index."""
 _WAIT_S = 600.0
 """For a request that a busy server may take its time for."""
 _NOTE_EVERY_S = 5.0
+_POLL_S = 1.0
 _BATCH_BYTES = 8 * 2**20
 """Far below the 64 MB that a server takes in one request."""
 _BATCH_ROWS = 4096
@@ -62,15 +65,17 @@ def export_milvus(
     index_params: Mapping[str, Any] | None = None,
     search_params: Mapping[str, Any] | None = None,
     shards: int = 1,
+    replicas: int = 1,
     progress: bool = True,
 ) -> Exported:
     """Fill the collection with what a search of the index can return.
 
     Args:
-        replace_other: drop a collection of this name that holds something else.
+        replace_other: drop a collection of this name first, unless it is this export, broken off.
         precision: of the vectors in Milvus; Milvus Lite has fp32 alone.
         index_type: AUTOINDEX by default, and FLAT, which is exact, in Milvus Lite.
         shards: into how many parts a cluster spreads the writing.
+        replicas: how many query nodes of a cluster hold each part in memory.
     Raises: InputError for a bad option or an id or item that is too large; ArtifactError for a damaged index, a
         collection of something else, a server that does not answer or loses rows.
     """
@@ -78,8 +83,14 @@ def export_milvus(
         raise InputError(f"precision must be one of {', '.join(PRECISIONS)}, got {precision!r}")
     if address.is_file and precision != "fp32":
         raise InputError(f"precision must be fp32 in Milvus Lite, which has no vectors at {precision}")
+    index_type = index_type or ("FLAT" if address.is_file else "AUTOINDEX")
+    if address.is_file and index_type not in LITE_INDEX_TYPES:
+        known = ", ".join(LITE_INDEX_TYPES)
+        raise InputError(f"index type must be one of {known} in Milvus Lite, got {index_type!r}")
     if not 1 <= shards <= 16:
         raise InputError(f"shards must be from 1 to 16, got {shards}")
+    if replicas < 1:
+        raise InputError(f"replicas must be at least 1, got {replicas}")
     began = time.monotonic()
     index = Index.open(path)
     table = read_items(index.generation / ITEMS).filter(pa.array(index.live)).combine_chunks()
@@ -94,16 +105,18 @@ def export_milvus(
         embedder_dim=index.manifest.embedder_dim,
         group_by=index.manifest.group_by,
         layout=Layout.of(table, is_half=precision == "fp16", most_columns=MAX_COLUMNS),
-        index_type=index_type or ("FLAT" if address.is_file else "AUTOINDEX"),
+        index_type=index_type,
         index_params=dict(index_params or {}),
         search_params=dict(search_params or {}),
     )
     client = connect(address)
     with milvus_errors(address):
         start = _prepare(client, address, facts, replace_other=replace_other, shards=shards)
-        if start < facts.count:
+        if start is not None:
             _fill(client, address, facts, index, table, start, progress=progress)
-        _finish(client, address, facts, progress=progress)
+            _finish(client, address, facts, replicas=replicas, progress=progress)
+    if start is None:
+        start = facts.count
     return Exported(address, facts.count, facts.count - start, count_shortened(table), time.monotonic() - began)
 
 
@@ -153,14 +166,16 @@ def _size_bytes(row: Mapping[str, Any]) -> int:
     return int(row["vector"].nbytes) + other + texts + 16 * len(row)
 
 
-def _prepare(client: "MilvusClient", address: Address, facts: Facts, *, replace_other: bool, shards: int) -> int:
-    """Make the collection unless it is there; returns the first row that may not be in it."""
+def _prepare(client: "MilvusClient", address: Address, facts: Facts, *, replace_other: bool, shards: int) -> int | None:
+    """Make the collection unless it is there; returns the first row that may not be in it, None if it is complete."""
     name = address.collection
     if client.has_collection(name, timeout=TIMEOUT_S):
         properties = client.describe_collection(name, timeout=TIMEOUT_S).get("properties", {})
         problem = _not_ours(address, properties, facts)
-        if not problem:
-            return facts.count if properties.get(COMPLETE) == facts.identity else int(properties.get(ROWS, 0))
+        if not problem and properties.get(COMPLETE) != facts.identity:
+            return int(properties.get(ROWS, 0))
+        if not problem and not replace_other:
+            return None
         if not replace_other:
             raise ArtifactError(f"{problem}; choose another --collection, or drop this one with --replace")
         client.drop_collection(name, timeout=_WAIT_S)
@@ -171,6 +186,11 @@ def _prepare(client: "MilvusClient", address: Address, facts: Facts, *, replace_
         properties={FACTS: facts.to_json(), ROWS: "0"},
         timeout=TIMEOUT_S,
     )
+    try:
+        _make_index(client, address, facts)  # before the rows, so that a bad type is refused at once
+    except Exception:
+        client.drop_collection(name, timeout=_WAIT_S)
+        raise
     return 0
 
 
@@ -224,24 +244,35 @@ def _fill(
     _note(client, address, {ROWS: str(len(live))})
 
 
-def _finish(client: "MilvusClient", address: Address, facts: Facts, *, progress: bool) -> None:
+def _finish(client: "MilvusClient", address: Address, facts: Facts, *, replicas: int, progress: bool) -> None:
     """Index, load and count the rows; only then is the collection complete."""
     name = address.collection
     if progress:
         print(f"Building the index of {name} ({facts.index_type}) …", file=sys.stderr)
     client.flush(name, timeout=_WAIT_S)
-    if not client.list_indexes(name, timeout=TIMEOUT_S):
-        params = client.prepare_index_params()
-        params.add_index("vector", index_type=facts.index_type, metric_type="IP", params=facts.index_params)
-        client.create_index(name, params)  # waits as long as the server builds
-    client.load_collection(name)
+    _make_index(client, address, facts)
+    client.load_collection(name, replica_number=replicas)
     count = count_rows(client, name)
     if count != facts.count:
         _note(client, address, {ROWS: "0"})
-        raise ArtifactError(
-            f"{address} has {count:,} rows after {facts.count:,} were sent; repeat the export, which sends all again"
-        )
+        remedy = "repeat the export, which sends all again" if count < facts.count else "drop it and repeat the export"
+        raise ArtifactError(f"{address} has {count:,} rows after {facts.count:,} were sent; {remedy}")
     _note(client, address, {COMPLETE: facts.identity})
+
+
+def _make_index(client: "MilvusClient", address: Address, facts: Facts) -> None:
+    """Make the index unless it is there, and wait until all rows that were flushed are in it."""
+    for name in client.list_indexes(address.collection, timeout=TIMEOUT_S):
+        while int(_describe(client, address, name).get("pending_index_rows", 0)):
+            time.sleep(_POLL_S)
+        return
+    params = client.prepare_index_params()
+    params.add_index("vector", index_type=facts.index_type, metric_type="IP", params=facts.index_params)
+    client.create_index(address.collection, params)
+
+
+def _describe(client: "MilvusClient", address: Address, name: str) -> Mapping[str, Any]:
+    return client.describe_index(address.collection, name, timeout=TIMEOUT_S) or {}
 
 
 def _note(client: "MilvusClient", address: Address, properties: dict[str, str]) -> None:

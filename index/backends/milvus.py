@@ -69,7 +69,8 @@ class MilvusBackend:
             facts = Facts.read(address, properties)
             if properties.get(COMPLETE) != facts.identity:
                 raise ArtifactError(f"{address} is not completely filled; repeat the export, which goes on from there")
-            client.load_collection(address.collection)
+            if not is_loaded(client, address.collection):  # loading again would set the number of replicas back
+                client.load_collection(address.collection)
             count = count_rows(client, address.collection)
         if count != facts.count:
             raise ArtifactError(
@@ -264,6 +265,13 @@ class MilvusBackend:
 
 def _order(found: _Found) -> tuple[float, int]:
     return (-found.score, found.row)
+
+
+def is_loaded(client: "MilvusClient", collection: str) -> bool:
+    """Whether searches find it in the memory of the server."""
+    from pymilvus.client.types import LoadState
+
+    return bool(client.get_load_state(collection, timeout=TIMEOUT_S)["state"] == LoadState.Loaded)
 
 
 def count_rows(client: "MilvusClient", collection: str) -> int:

@@ -32,7 +32,7 @@ def add_export_milvus(commands: "Commands[Parser]") -> None:
         help="http://HOST:19530, milvus://HOST:19530/COLLECTION, milvus+https://HOST/COLLECTION, or PATH.db for a file",
     )
     add("--collection", metavar="NAME", help="collection to fill, where the URI names none")
-    add("--replace", action="store_true", help="drop the collection first if it holds something else")
+    add("--replace", action="store_true", help="drop a collection of this name first")
     add(
         "--precision",
         choices=["fp32", "fp16"],
@@ -47,6 +47,7 @@ def add_export_milvus(commands: "Commands[Parser]") -> None:
     add("--index-params", type=_mapping, metavar="JSON", default={}, help="its parameters, such as '{\"M\": 32}'")
     add("--search-params", type=_mapping, metavar="JSON", default={}, help="stored for every search: '{\"ef\": 128}'")
     add("--shards", type=int, default=1, metavar="N", help="parts that a cluster writes to (default: %(default)s)")
+    add("--replicas", type=int, default=1, metavar="N", help="copies in query nodes' memory (default: %(default)s)")
     add("--no-progress", action="store_true", help="no progress bar")
     add("--json", action="store_true", help="print the result as JSON")
     parser.set_defaults(run=_run_export_milvus)
@@ -65,6 +66,7 @@ def _run_export_milvus(args: argparse.Namespace) -> int:
         index_params=args.index_params,
         search_params=args.search_params,
         shards=args.shards,
+        replicas=args.replicas,
         progress=not args.no_progress,
     )
     if args.json:
