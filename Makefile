@@ -32,6 +32,9 @@ format: $(VENV)/.installed-dev
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
+# Milvus Lite brings faiss-cpu, which must not lie over faiss-gpu; its tests are skipped there.
+MILVUS := $(if $(findstring gpu,$(REQUIREMENTS)),,-r requirements-milvus.txt)
+
 # The mark is written last: an install that was killed is simply repeated.
 $(VENV)/.installed: $(REQUIREMENTS)
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed; pass PYTHON=...")'
@@ -39,8 +42,8 @@ $(VENV)/.installed: $(REQUIREMENTS)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r $(REQUIREMENTS)
 	touch $@
 
-$(VENV)/.installed-dev: $(VENV)/.installed requirements-dev.txt
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements-dev.txt
+$(VENV)/.installed-dev: $(VENV)/.installed requirements-dev.txt requirements-milvus.txt
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements-dev.txt $(MILVUS)
 	touch $@
 
 clean:

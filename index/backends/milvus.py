@@ -27,6 +27,8 @@ if TYPE_CHECKING:
 
 MOST_HITS = 16_384
 """The most that a Milvus server returns for one query (`quotaAndLimits.limits.topK`)."""
+MOST_GPU_HITS = 1024
+"""The most that its GPU indices do."""
 _QUERIES_AT_ONCE = 64
 _LEAST_REACH = 64
 _ROWS_AT_ONCE = 8192
@@ -43,8 +45,10 @@ class _Found:
 class MilvusBackend:
     """Implements `index.backends.base.Backend`."""
 
-    def __init__(self, address: Address, client: "MilvusClient", facts: Facts) -> None:
+    def __init__(self, address: Address, client: "MilvusClient", facts: Facts, *, collection: str = "") -> None:
+        """`collection` is the one that the address means, should it name an alias: that may be switched to another."""
         self.address = address
+        self._collection = collection or address.collection
         self.facts = facts
         self._client = client
         # nothing changes in a complete collection, and the same few filters are asked for again and again
@@ -65,19 +69,20 @@ class MilvusBackend:
             if not client.has_collection(address.collection, timeout=TIMEOUT_S):
                 known = ", ".join(sorted(client.list_collections(timeout=TIMEOUT_S))[:10]) or "none"
                 raise InputError(f"{address}: no such collection; there are: {known}; {_fill(address)}")
-            properties = client.describe_collection(address.collection, timeout=TIMEOUT_S).get("properties", {})
+            about = client.describe_collection(address.collection, timeout=TIMEOUT_S)
+            properties, name = about.get("properties", {}), about["collection_name"]
             facts = Facts.read(address, properties)
             if properties.get(COMPLETE) != facts.identity:
                 raise ArtifactError(f"{address} is not completely filled; repeat the export, which goes on from there")
-            if not is_loaded(client, address.collection):  # loading again would set the number of replicas back
-                client.load_collection(address.collection)
-            count = count_rows(client, address.collection)
+            if not is_loaded(client, name):  # loading again would set the number of replicas back
+                client.load_collection(name)
+            count = count_rows(client, name)
         if count != facts.count:
             raise ArtifactError(
                 f"{address} has {count:,} items instead of the {facts.count:,} that were exported, so somebody changed "
                 "it; fill it again with --replace"
             )
-        return cls(address, client, facts)
+        return cls(address, client, facts, collection=name)
 
     def __str__(self) -> str:
         return str(self.address)
@@ -148,8 +153,8 @@ class MilvusBackend:
         field = self.facts.layout.field(name, said_of="group_by: ") if name else None
         if field is not None and field.kind == "list":
             raise InputError(f"group_by: the field {name!r} holds lists; group by one with a single value")
-        if min(k, len(self)) > MOST_HITS:
-            raise InputError(f"k must be at most {MOST_HITS:,} in Milvus, got {k:,}")
+        if min(k, len(self)) > self._most_hits:
+            raise InputError(f"k must be at most {self._most_hits:,} with {self.facts.index_type}, got {k:,}")
         expression = filter_expression(where, self.facts.layout)
         least = -np.inf if min_score is None else min_score
         if field is None:
@@ -157,6 +162,10 @@ class MilvusBackend:
         else:
             found = [self._search_groups(query, k, expression, field, least) for query in queries]
         return [self._hits([one for one in line if one.score >= least][:k]) for line in found]
+
+    @property
+    def _most_hits(self) -> int:
+        return MOST_GPU_HITS if self.facts.index_type.startswith("GPU_") else MOST_HITS
 
     def _search(self, queries: np.ndarray, k: int, expression: str) -> list[list[_Found]]:
         """The `k` best of the items for which the expression is true, for each query; of equal ones the first."""
@@ -166,7 +175,7 @@ class MilvusBackend:
         for start in range(0, len(stored), _QUERIES_AT_ONCE):
             with milvus_errors(self.address):
                 answer = self._client.search(
-                    self.address.collection,
+                    self._collection,
                     data=list(stored[start : start + _QUERIES_AT_ONCE]),
                     anns_field="vector",
                     filter=expression,
@@ -190,7 +199,7 @@ class MilvusBackend:
         best: list[_Found] = []
         groups: list[Any] = []
         alone: list[str] = []
-        limit = min(len(self), MOST_HITS, max(4 * k, _LEAST_REACH))
+        limit = min(len(self), self._most_hits, max(4 * k, _LEAST_REACH))
         while len(best) < k:
             parts = [f"({expression})"] if expression else []
             if groups:
@@ -245,7 +254,7 @@ class MilvusBackend:
     def _any(self, expression: str) -> bool:
         with milvus_errors(self.address):
             found = self._client.query(
-                self.address.collection, filter=expression, output_fields=["row"], limit=1, timeout=TIMEOUT_S
+                self._collection, filter=expression, output_fields=["row"], limit=1, timeout=TIMEOUT_S
             )
         return bool(found)
 
@@ -254,7 +263,7 @@ class MilvusBackend:
         for start in range(0, len(self), _ROWS_AT_ONCE):
             with milvus_errors(self.address):
                 block = self._client.query(
-                    self.address.collection,
+                    self._collection,
                     filter=f"row >= {start} and row < {start + _ROWS_AT_ONCE}",
                     output_fields=["row", column],
                     limit=_ROWS_AT_ONCE,

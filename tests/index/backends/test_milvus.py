@@ -1,5 +1,7 @@
 """The collection against the index folder that it was filled from, and against comparing all rows one by one."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 
@@ -190,6 +192,30 @@ def test_bad_searches_are_refused_in_both(filled, folder, queries, options, mess
             backend.find(queries, **options)
     with pytest.raises(InputError, match="shape"):
         filled.find(queries[:, :5], 3)
+
+
+def test_more_hits_than_milvus_returns_are_refused(filled, queries):
+    facts = dataclasses.replace(filled.facts, count=20_000, index_type="GPU_CAGRA")
+    with pytest.raises(InputError, match="k must be at most 1,024 with GPU_CAGRA, got 1,025"):
+        MilvusBackend(filled.address, filled._client, facts).find(queries, 1025)
+    facts = dataclasses.replace(facts, index_type="HNSW")
+    with pytest.raises(InputError, match="k must be at most 16,384 with HNSW"):
+        MilvusBackend(filled.address, filled._client, facts).find(queries, 20_000)
+
+
+def test_an_alias_may_be_switched_while_it_is_searched(filled, queries):
+    client, place = filled._client, str(filled).replace("goods", "shop")
+    client.create_alias("goods", "shop")
+    client.create_collection("later", dimension=4)
+    try:
+        opened = open_backend(place)
+        client.alter_alias("later", "shop")
+        assert_same(opened.find(queries, 3), filled.find(queries, 3))
+        with pytest.raises(ArtifactError, match="shop was not made by"):
+            open_backend(place)
+    finally:
+        client.drop_alias("shop")
+        client.drop_collection("later")
 
 
 def test_what_is_no_collection_of_ours_is_refused(filled, tmp_path):
