@@ -63,7 +63,9 @@ class Built:
     """Items of the index before that are no more."""
     rejected: int = 0
     duplicates: int = 0
-    """Near-duplicates, if they were looked for."""
+    """Near-duplicates, if they were looked for;"""
+    skips_duplicates: bool = False
+    """they are among the rejected rows then, else a field names the first of each."""
     seconds: float = 0.0
     """That this process spent on encoding, and"""
     model_seconds: float = 0.0
@@ -186,6 +188,7 @@ class Build:
                 removed=removed,
                 rejected=assembled.rejected,
                 duplicates=assembled.duplicates,
+                skips_duplicates=self.near_duplicates == "skip",
             )
 
     def _plan(self, options: ShardOptions) -> Plan:

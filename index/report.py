@@ -1,6 +1,5 @@
 """What the command line prints for people: the end of a build, `info`, and search results as a table."""
 
-import json
 import shutil
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -8,21 +7,45 @@ from typing import Any
 
 import pyarrow.parquet as pq
 
+from index.build import Built
+from index.encoding.assemble import DUPLICATE_OF
+from index.encoding.rejects import Reject, kinds_of
 from index.items import field_names
 from index.manifest import ITEMS, REBUILD, REJECTS, THUMBNAILS, Manifest
 from index.search import Answer
 from index.update import Change
 
-SHOWN_REJECTS = 3
+_SHOWN_KINDS = 5
 _WIDEST_CELL = 40
 
 
-def describe_build(folder: Path, manifest: Manifest, seconds: float) -> str:
+def describe_build(folder: Path, built: Built, seconds: float) -> str:
+    """What a build did, and an example of each kind of row that it rejected."""
+    manifest = built.manifest
+    assert manifest is not None, "other processes are still at work on it"
     lines = [f"Indexed {_count(manifest.live, 'item')} in {seconds:.1f} s: {folder}"]
+    counts = f"Encoded {built.encoded:,}"
+    counts += f", copied {built.reused:,} that were known" * bool(built.reused)
+    lines.append(counts + f"; {built.removed:,} of the index before are no more" * bool(built.removed))
+    if built.seconds and built.model_seconds:
+        share = f"{built.model_seconds / built.seconds:.0%}"
+        lines.append(f"Encoding took {built.seconds:.1f} s here, {share} of it in the model")
+    if built.deaths:
+        processes = "1 worker process" if built.deaths == 1 else f"{built.deaths:,} worker processes"
+        lines.append(f"{processes} died; a row that one died of alone is among the rejected ones")
+    if built.duplicates:
+        where = "rejected" if built.skips_duplicates else f"named in the field {DUPLICATE_OF}"
+        lines.append(f"Near-duplicates of images: {built.duplicates:,}, {where}")
     if manifest.rejected:
         ledger = manifest.generation_in(folder) / REJECTS
         lines.append(f"Rejected {_count(manifest.rejected, 'row')}, listed in {ledger}:")
-        lines += list(_first_rejects(ledger, manifest.rejected))
+        kinds = kinds_of(ledger)
+        for kind in kinds[:_SHOWN_KINDS]:
+            lines.append(
+                f"  {kind.count:,} × {_plain(kind.reason)}, {'such as ' * (kind.count > 1)}{_name(kind.first)}"
+            )
+        rest = sum(kind.count for kind in kinds[_SHOWN_KINDS:])
+        lines += [f"  {rest:,} for other reasons"] * bool(rest)
     return "\n".join(lines)
 
 
@@ -136,20 +159,16 @@ def _table(header: list[str], lines: list[list[str]], *, numbers: int) -> Iterat
         yield "  ".join(list(aligned)[:shown]).rstrip()
 
 
-def _first_rejects(ledger: Path, total: int) -> Iterator[str]:
-    with ledger.open(encoding="utf-8") as file:
-        for _, line in zip(range(SHOWN_REJECTS), file, strict=False):
-            entry = json.loads(line)
-            yield f"  {_plain(entry['id'])} ({_plain(entry['path'] or 'no image')}): {_plain(entry['reason'])}"
-    if total > SHOWN_REJECTS:
-        yield f"  … and {total - SHOWN_REJECTS:,} more"
-
-
 def _field_names(items: Path) -> list[str]:
     try:
         return field_names(pq.read_schema(items).empty_table())
     except (OSError, ValueError):  # pyarrow's errors are ValueErrors; `verify` says what is wrong
         return ["unknown, items.parquet cannot be read"]
+
+
+def _name(reject: Reject) -> str:
+    path = f" ({_plain(reject.path)})" if reject.path and reject.path != reject.id else ""
+    return f"{_plain(reject.id)}{path}"
 
 
 def _noise(noise: dict[str, Any]) -> str:

@@ -19,8 +19,6 @@ from index.commands import (
 if TYPE_CHECKING:
     from index.build import Built
 
-_SHOWN_REASONS = 5
-
 
 def add_build(commands: "Commands[Parser]") -> None:
     parser = add_command(
@@ -152,23 +150,8 @@ def _to_json(built: "Built") -> dict[str, Any]:
 
 
 def _describe(folder: Path, built: "Built", seconds: float) -> str:
-    from index.encoding.rejects import count_reasons
-    from index.manifest import REJECTS
-    from index.report import SHOWN_REJECTS, describe_build
+    from index.report import describe_build
 
     if built.manifest is None:
         return f"Other processes are still at work on {folder}; the last of them finishes the index."
-    numbers = f"encoded {built.encoded:,}, reused {built.reused:,}, removed {built.removed:,}"
-    lines = [f"{numbers}, rejected {built.rejected:,}"]
-    if built.duplicates:
-        lines.append(f"near-duplicates: {built.duplicates:,}")
-    if built.seconds and built.model_seconds:
-        share = f"{built.model_seconds / built.seconds:.0%}"
-        lines.append(f"encoding took {built.seconds:.1f} s, {share} of it in the model")
-    if built.deaths:
-        lines.append(f"{built.deaths} worker processes died; a row that one died of alone is among the rejects")
-    if built.rejected > SHOWN_REJECTS:
-        reasons = count_reasons(built.manifest.generation_in(folder) / REJECTS)
-        lines.append("rejected by reason:")
-        lines += [f"  {number:,} × {reason}" for reason, number in reasons[:_SHOWN_REASONS]]
-    return "\n".join([describe_build(folder, built.manifest, seconds), *lines])
+    return describe_build(folder, built, seconds)

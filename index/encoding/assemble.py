@@ -16,7 +16,7 @@ from tqdm import tqdm
 from fanoise.errors import CatalogError, ImageError
 from fanoise.images import open_image
 from index.encoding.near_duplicates import SIGNATURE_BYTES, first_of_each, is_same_picture
-from index.encoding.rejects import Reject, count_reasons, read_rejects, write_rejects
+from index.encoding.rejects import Reject, kinds_of, read_rejects, write_rejects
 from index.encoding.shard import SIGNATURES
 from index.items import concat_items, field_names, read_items, read_parquet
 from index.manifest import ITEMS, REJECTS, VECTORS
@@ -147,7 +147,7 @@ def _check_rejects(ledger: Path, count: int, rejected: int, most: float) -> None
         else f"nothing to index: all {rejected} rows were rejected"
     )
     first = next(iter(read_rejects(ledger)))
-    reasons = "; ".join(f"{number}× {reason}" for reason, number in count_reasons(ledger)[:_SHOWN_REASONS])
+    reasons = "; ".join(f"{kind.count}× {kind.reason}" for kind in kinds_of(ledger)[:_SHOWN_REASONS])
     raise CatalogError(f"{what}, the first being {first}; by reason: {reasons}")
 
 

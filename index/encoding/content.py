@@ -44,6 +44,8 @@ def read_image(image: Any) -> bytes | Image.Image:
         raise ImageError("file not found", image) from None
     except (OSError, ValueError) as error:  # ValueError: a NUL byte in the name
         raise ImageError(f"cannot be opened ({getattr(error, 'strerror', None) or error})", image) from None
+    if not data:
+        raise ImageError("the file is empty", image)
     if len(data) > _MOST_BYTES:
         raise ImageError(f"more than {_MOST_BYTES} bytes", image)
     return data

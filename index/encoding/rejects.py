@@ -40,7 +40,20 @@ def read_rejects(path: Path) -> Iterable[Reject]:
             yield Reject(**json.loads(line))
 
 
-def count_reasons(path: Path) -> list[tuple[str, int]]:
-    """Kinds of reasons in a ledger, the most frequent first; names and figures in them become `…`."""
-    kinds = Counter(_VARIABLE.sub("…", reject.reason) for reject in read_rejects(path))
-    return kinds.most_common()
+@dataclass(frozen=True)
+class Kind:
+    """Rejects of which the reasons are alike; names and figures in them become `…`."""
+
+    reason: str
+    count: int
+    first: Reject
+
+
+def kinds_of(path: Path) -> list[Kind]:
+    """Those in a ledger, the most frequent first."""
+    counts, first = Counter[str](), dict[str, Reject]()
+    for reject in read_rejects(path):
+        reason = _VARIABLE.sub("…", reject.reason)
+        counts[reason] += 1
+        first.setdefault(reason, reject)
+    return [Kind(reason, count, first[reason]) for reason, count in counts.most_common()]

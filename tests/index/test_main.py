@@ -34,7 +34,7 @@ def test_build_search_info_verify(new_catalog, tmp_path, capsys):
     summary = capsys.readouterr().out
     assert "Indexed 40 items" in summary
     assert "Rejected 1 row, listed in" in summary
-    assert "bad·[2J (img/none.png): file not found" in summary
+    assert "  1 × file not found, bad·[2J (img/none.png)" in summary
 
     assert main(["search", "--index", out, "--text", "thing number 12", "--k", "3"]) == 0
     header, first, *rest = capsys.readouterr().out.splitlines()

@@ -1,4 +1,4 @@
-from index.encoding.rejects import Reject, count_reasons, read_rejects, write_rejects
+from index.encoding.rejects import Reject, kinds_of, read_rejects, write_rejects
 
 
 def test_what_is_written_is_read_again(tmp_path):
@@ -19,9 +19,9 @@ def test_reasons_are_counted_by_kind(tmp_path):
     reasons = ["file not found"] * 3 + [f"{n}×{n + 1} pixels, more than the limit of 64,000" for n in range(5)]
     reasons += ["near-duplicate of 'g 1'", "near-duplicate of 'g2'", "odd"]
     write_rejects(tmp_path / "r.jsonl", (Reject(str(i), None, reason) for i, reason in enumerate(reasons)))
-    assert count_reasons(tmp_path / "r.jsonl") == [
-        ("…×… pixels, more than the limit of …", 5),
-        ("file not found", 3),
-        ("near-duplicate of …", 2),
-        ("odd", 1),
+    assert [(kind.reason, kind.count, kind.first.id) for kind in kinds_of(tmp_path / "r.jsonl")] == [
+        ("…×… pixels, more than the limit of …", 5, "3"),
+        ("file not found", 3, "0"),
+        ("near-duplicate of …", 2, "8"),
+        ("odd", 1, "10"),
     ]
