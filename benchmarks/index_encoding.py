@@ -204,6 +204,7 @@ def build(embedder: str, catalog: str, out: str, *, workers: int | None) -> None
 
 
 def show_memory(folder: Path, options: argparse.Namespace) -> None:
+    from index.encoding.cut import SHARD_ROWS
     from tests.fanoise.backbones import tiny_clip
 
     base, catalog, index = folder / "clip", folder / "catalog.csv", folder / "memory"
@@ -212,7 +213,7 @@ def show_memory(folder: Path, options: argparse.Namespace) -> None:
     command = [sys.executable, __file__, "--measure", str(base), str(catalog), str(index)]
     if options.workers is not None:
         command += ["--workers", str(options.workers)]
-    encoding, assembling = sampled(command, index)
+    encoding, assembling = sampled(command, index, -(-options.rows // SHARD_ROWS))
     rows = []
     for what, measured in (("resident", 0), ("without what is shared", 1)):
         sizes = [sample[measured] for sample in encoding]
@@ -241,8 +242,12 @@ def write_catalog(path: Path, photos: list[Path], rows: int) -> None:
 Sizes = tuple[float, float]
 
 
-def sampled(command: list[str], index: Path) -> tuple[list[Sizes], list[Sizes]]:
-    """MiB of a process and its children, resident and proportional: from the first shard on, and after the last."""
+def sampled(command: list[str], index: Path, count: int) -> tuple[list[Sizes], list[Sizes]]:
+    """MiB of a process and its children, resident and proportional: from the first shard on, and after the last.
+
+    Args:
+        count: of shards.
+    """
     process = subprocess.Popen(command)
     encoding: list[Sizes] = []
     assembling: list[Sizes] = []
@@ -252,7 +257,7 @@ def sampled(command: list[str], index: Path) -> tuple[list[Sizes], list[Sizes]]:
         begun = any(index.glob(".partial-generation/vectors.npy")) or any(index.glob("generation-*"))
         sizes = [memory_of(pid) for pid in tree(process.pid)]
         total = (sum(one[0] for one in sizes), sum(one[1] for one in sizes))
-        if begun:
+        if begun or shards == count:
             assembling.append(total)
         elif shards:
             encoding.append(total)

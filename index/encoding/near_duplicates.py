@@ -95,6 +95,8 @@ def _near_places(index: faiss.IndexBinaryFlat, hashes: np.ndarray, bits: int) ->
 
 def _nearest_in_colour(signatures: np.ndarray, row: int, candidates: np.ndarray, most: int) -> list[int]:
     """Those whose colours differ by no more than `most`, the first ones first; too many, and only the nearest."""
+    if not len(candidates):
+        return []
     colours = signatures[candidates, _HASH_BYTES:].astype(np.int16)
     distances = np.abs(colours - signatures[row, _HASH_BYTES:])
     alike = (distances <= most).all(axis=1)

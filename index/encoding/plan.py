@@ -110,7 +110,8 @@ class PlanFolder:
             claims.close()
         if not (self.path / _PLAN).exists():
             started = {"pid": os.getpid(), "host": socket.gethostname(), "since": datetime.now(UTC).isoformat()}
-            write_atomic(self.path / _PLAN, json.dumps({**asdict(self.plan), "started": started}, indent=2) + "\n")
+            facts = json.dumps({**asdict(self.plan), "started": started}, indent=2, default=str)
+            write_atomic(self.path / _PLAN, facts + "\n")
         return claims
 
     def shard(self, number: int) -> Path:

@@ -92,3 +92,9 @@ def test_what_cannot_be_read_says_why(tmp_path, monkeypatch):
     monkeypatch.setattr(index.encoding.content, "_MOST_BYTES", 10)
     with pytest.raises(ImageError, match="more than 10 bytes"):
         read_image(tmp_path / "a.png")
+
+
+def test_an_empty_file_is_told_from_one_that_is_no_image(tmp_path):
+    (tmp_path / "a.jpg").touch()
+    with pytest.raises(ImageError, match="the file is empty"):
+        read_image(tmp_path / "a.jpg")

@@ -110,6 +110,13 @@ def test_finished_shards_stay_and_half_ones_do_not(tmp_path):
         assert started["pid"] == os.getpid()
 
 
+def test_a_plan_that_names_a_folder_of_images_is_written_down(tmp_path):
+    reading = {"text": None, "image": "image", "images": tmp_path / "photos"}
+    folder, claims = opened(tmp_path, replace(PLAN, reading=reading))
+    claims.close()
+    assert json.loads((folder.path / "plan.json").read_text())["reading"]["images"] == str(tmp_path / "photos")
+
+
 def test_a_shard_with_rejects_is_done_again_and_remembered(tmp_path):
     for _ in range(2):
         folder, claims = opened(tmp_path)
