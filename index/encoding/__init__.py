@@ -6,7 +6,7 @@
     cut         the catalogue's stream into shards of consecutive rows
     lookup      before encoding: how long a row is, and whether its vector is `known` already
     prepare     images opened, thumbnails made, batches collated: what worker processes do
-    workers     those processes
+    workers     those processes, and `pipe`, by which batches come back
     encode      one shard after the other through the model
     shard       what came of its rows, and its files
     assemble    finished shards, one after the other, into one folder
