@@ -3,8 +3,9 @@
     fused(item) = Σ 1 / (60 + position of the item in a ranking)          over the rankings in which it is
 
 Source: Cormack, Clarke and Büttcher 2009, Reciprocal Rank Fusion outperforms Condorcet and individual Rank Learning
-Methods, SIGIR, with their constant 60. Only positions count, so a cosine and a BM25 score need not be comparable. A
-position is that among groups where hits are grouped.
+Methods, SIGIR, with their constant 60. Only positions count, so a cosine and a BM25 score need not be comparable. Items
+with the same BM25, such as all of one category, share a position; what is equal at last is ordered by cosine. Where
+hits are grouped, a position is that among groups.
 
 BM25 is that of bm25s (Lucene's form, k1 = 1.5, b = 0.75), an optional dependency; it is built in memory when a hybrid
 search first needs it, and never stored. Words are runs of letters and digits, compared in small letters and in
@@ -60,35 +61,50 @@ def find_hybrid(
     depth = max(_LEAST_DEPTH, _DEPTH * k)
     [scores], [rows] = index.search(vector, depth, where, group_by=group_by, min_score=min_score)
     cosine = {int(row): float(score) for row, score in zip(rows, scores, strict=True) if row >= 0}
-    by_words = words_of(index).ranking(text, index.matching(where))
+    worded, relevance = words_of(index).ranking(text, index.matching(where))
     if min_score is not None:
-        by_words = by_words[index.similarities(vector, by_words)[0] >= min_score]
+        good = index.similarities(vector, worded)[0] >= min_score
+        worded, relevance = worded[good], relevance[good]
     group_by = index.group_by if group_by is None else group_by
-    if group_by:
-        groups = index.groups(group_by)
-        by_words = by_words[first_of_each(groups[by_words])]
-        chosen = {int(groups[row]): row for row in [*by_words[:depth].tolist(), *cosine]}  # the vector's choice counts
-        rankings = [[int(groups[row]) for row in cosine], groups[by_words[:depth]].tolist()]
-        best = [(chosen[group], fused) for group, fused in fuse(rankings)[:k]]
-    else:
-        best = fuse([list(cosine), by_words[:depth].tolist()])[:k]
-    unscored = [row for row, _ in best if row not in cosine]
-    cosine |= dict(zip(unscored, index.similarities(vector, np.array(unscored, np.int64))[0].tolist(), strict=True))
-    hits = index.hits([cosine[row] for row, _ in best], [row for row, _ in best])
-    return [replace(hit, fused=fused) for hit, (_, fused) in zip(hits, best, strict=True)]
+    groups = index.groups(group_by) if group_by else None
+    if groups is not None:
+        first = first_of_each(groups[worded])
+        worded, relevance = worded[first], relevance[first]
+    position = positions(relevance)
+    worded, position = worded[position <= depth], position[position <= depth]
+    unscored = np.setdiff1d(worded, rows)
+    cosine |= dict(zip(unscored.tolist(), index.similarities(vector, unscored)[0].tolist(), strict=True))
+
+    nearest = rows[rows >= 0]
+    keys = {int(row): int(row if groups is None else groups[row]) for row in (*worded, *nearest)}
+    row_of = {keys[row]: row for row in (*worded.tolist(), *nearest.tolist())}  # of a group's rows the vector's choice
+    fused = fuse(
+        [
+            {keys[row]: number for number, row in enumerate(nearest.tolist(), start=1)},
+            {keys[row]: number for row, number in zip(worded.tolist(), position.tolist(), strict=True)},
+        ]
+    )
+    best = sorted(fused, key=lambda key: (-fused[key], -cosine[row_of[key]]))[:k]
+    hits = index.hits([cosine[row_of[key]] for key in best], [row_of[key] for key in best])
+    return [replace(hit, fused=fused[key]) for hit, key in zip(hits, best, strict=True)]
 
 
-def fuse(rankings: Iterable[Sequence[T]], constant: int = RRF_CONSTANT) -> list[tuple[T, float]]:
-    """All that is ranked anywhere with its fused score, best first; of equals, what an earlier ranking has comes first.
+def fuse(rankings: Iterable[Mapping[T, int]], constant: int = RRF_CONSTANT) -> dict[T, float]:
+    """The fused score of all that is ranked anywhere.
 
     Args:
-        rankings: each without repetition, best first.
+        rankings: the position, from 1, of each that is ranked; equals may share one.
     """
     fused: dict[T, float] = {}
     for ranking in rankings:
-        for position, ranked in enumerate(ranking, start=1):
+        for ranked, position in ranking.items():
             fused[ranked] = fused.get(ranked, 0.0) + 1 / (constant + position)
-    return sorted(fused.items(), key=lambda entry: -entry[1])
+    return fused
+
+
+def positions(scores: np.ndarray) -> np.ndarray:
+    """int64 positions from 1 for descending scores; equals share the first of theirs, as in a race."""
+    return np.searchsorted(-scores, -scores, side="left") + 1
 
 
 class Words:
@@ -115,18 +131,19 @@ class Words:
         if self._number_of:
             self._bm25.index((numbers, self._number_of), show_progress=False, create_empty_token=False)
 
-    def ranking(self, text: str, mask: np.ndarray) -> np.ndarray:
-        """int64 [R]: all rows in `mask` that share a word with the text, best first, of equals the first.
+    def ranking(self, text: str, mask: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """All rows in `mask` that share a word with the text, int64 [R], best first; and their BM25, float32 [R].
 
         Args:
             mask: bool [N].
         """
         known = [self._number_of[word] for word in words(text) if word in self._number_of]
         if not known:
-            return np.empty(0, np.int64)
+            return np.empty(0, np.int64), np.empty(0, np.float32)
         scores = self._bm25.get_scores(known)
         places = np.flatnonzero((scores > 0) & mask[self._rows])
-        return self._rows[places[np.argsort(-scores[places], kind="stable")]]
+        order = places[np.argsort(-scores[places], kind="stable")]
+        return self._rows[order], scores[order]
 
 
 def words(text: str) -> list[str]:

@@ -9,7 +9,7 @@ import pytest
 from fanoise.errors import InputError
 from index.__main__ import main
 from index.build import build_index
-from index.hybrid import documents, fuse, words
+from index.hybrid import documents, fuse, positions, words
 from index.search import Index, Searcher
 from index.update import delete_items
 
@@ -42,14 +42,14 @@ def bm25(query: list[str], texts: list[list[str]]) -> list[float]:
 
 
 def test_fusing_two_rankings_by_hand():
-    fused = fuse([["a", "b", "c"], ["c", "a", "d"]])
-    assert [name for name, _ in fused] == ["a", "c", "b", "d"]
-    assert [score for _, score in fused] == pytest.approx([1 / 61 + 1 / 62, 1 / 63 + 1 / 61, 1 / 62, 1 / 63], rel=1e-12)
+    fused = fuse([{"a": 1, "b": 2, "c": 3}, {"c": 1, "a": 2, "d": 2}])
+    assert fused == pytest.approx({"a": 1 / 61 + 1 / 62, "b": 1 / 62, "c": 1 / 63 + 1 / 61, "d": 1 / 62}, rel=1e-12)
+    assert fuse([]) == fuse([{}, {}]) == {}
 
 
-def test_of_equals_the_one_of_the_earlier_ranking_comes_first():
-    assert fuse([[1, 2], [3, 4]]) == [(1, 1 / 61), (3, 1 / 61), (2, 1 / 62), (4, 1 / 62)]
-    assert fuse([]) == fuse([[], []]) == []
+def test_equal_scores_share_a_position():
+    assert positions(np.array([9.0, 5.0, 5.0, 5.0, 1.0, 1.0, 0.5])).tolist() == [1, 2, 2, 2, 5, 5, 7]
+    assert positions(np.empty(0)).tolist() == []
 
 
 def test_words_are_those_of_any_script_in_small_letters():
@@ -89,20 +89,24 @@ def test_bm25_ranks_as_its_formula(searcher):
     for query in ("red shoe", "shoe", "XR 200", "sale new hat", "STRASSE", "thing 3", "red red boot", "nothing"):
         scores = np.array(bm25(words(query), texts))
         expected = [row for row in np.argsort(-scores, kind="stable") if scores[row] > 0]
-        assert ranked.ranking(query, np.ones(8, dtype=bool)).tolist() == expected, query
-    assert ranked.ranking("shoe", np.arange(8) == 1).tolist() == [1]
+        rows, relevance = ranked.ranking(query, np.ones(8, dtype=bool))
+        assert rows.tolist() == expected and relevance == pytest.approx(scores[expected], rel=1e-5), query
+    assert ranked.ranking("shoe", np.arange(8) == 1)[0].tolist() == [1]
 
 
 def test_hits_are_ordered_by_both_and_keep_their_cosine(searcher):
     pytest.importorskip("bm25s")
     from index.hybrid import words_of
 
-    index, query = searcher.index, "shoe red"
+    index, query = searcher.index, "thing shoe"
     plain = searcher.search(text=query, k=8, group_by="").hits
     cosine = {hit.id: hit.score for hit in plain}
-    by_words = [index.ids[row] for row in words_of(index).ranking(query, index.live)]
+    rows, relevance = words_of(index).ranking(query, index.live)
+    by_words = dict(zip((index.ids[row] for row in rows), positions(relevance).tolist(), strict=True))
+    assert len(set(by_words.values())) < len(by_words)
+    fused = fuse([{hit.id: hit.position for hit in plain}, by_words])
+    expected = sorted(fused.items(), key=lambda entry: (-entry[1], -cosine[entry[0]]))
     answer = searcher.search(text=query, k=8, hybrid=True, group_by="")
-    expected = fuse([[hit.id for hit in plain], by_words])
     assert [(hit.id, hit.fused) for hit in answer.hits] == expected
     assert [hit.position for hit in answer.hits] == list(range(1, 9))
     assert all(hit.score == pytest.approx(cosine[hit.id], abs=1e-6) for hit in answer.hits)

@@ -152,19 +152,19 @@ def test_a_step_over_the_sets_is_collated_with_images_texts_and_negatives(benchm
             (batch.positive, [pair.positive for pair in pairs]),
             (batch.negative, [item for pair in pairs for item in pair.negatives]),
         ):
-            assert [len(chunk["input_ids"]) for chunk in side] == [
+            assert [len(chunk["input_ids"]) for chunk in side.chunks] == [
                 min(4, len(items) - n) for n in range(0, len(items), 4)
             ]
-            images = sum(len(chunk.get("image_grid_thw", ())) for chunk in side)
+            images = sum(len(chunk.get("image_grid_thw", ())) for chunk in side.chunks)
             assert images == sum(item.image is not None for item in items)
             texts = [
                 text
-                for chunk in side
+                for chunk in side.chunks
                 for text in embedder.backbone.processor.tokenizer.batch_decode(chunk["input_ids"])
             ]
             assert not any("<|image_1|>" in text for text in texts)
-            for text, item in zip(texts, items, strict=True):
-                assert item.text in text
+            for text, row in zip(texts, side.rows.tolist(), strict=True):
+                assert items[row].text in text
         assert np.array_equal(batch.valid_answers, batch.valid_answers.T)
     assert len(seen) > 1
 

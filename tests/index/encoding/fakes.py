@@ -104,6 +104,7 @@ def serve() -> None:
     import index.build  # noqa: F401
 
     pa.array(np.zeros(1))  # imports pandas, where it is installed
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a job in the background inherits none
     print("ready", flush=True)
     for line in sys.stdin:
         request = json.loads(line)

@@ -155,8 +155,9 @@ def test_ending_does_not_wait_for_what_is_being_done():
 
 
 PARENT = """
-import sys, time
+import signal, sys, time
 from index.encoding.workers import Workers
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a job in the background inherits none
 with Workers(lambda rows: time.sleep(60), 2, died=None) as workers:
     print(*workers.pids, flush=True)
     workers.submit([1])
