@@ -16,6 +16,8 @@ if TYPE_CHECKING:
 TIMEOUT_S = 30.0
 """For a search or another call that is answered at once."""
 _CONNECT_S = 10.0
+_RARE_PINGS = {"grpc.keepalive_time_ms": 2**31 - 1, "grpc.keepalive_permit_without_calls": 0}
+"""pymilvus pings every ten seconds. The server in Milvus Lite allows one in five minutes, and drops the connection."""
 INSTALL = "pip install -r requirements-milvus.txt"
 
 
@@ -30,7 +32,8 @@ def connect(address: Address) -> "MilvusClient":
     logging.getLogger("pymilvus").setLevel(logging.CRITICAL + 1)  # it logs a traceback for each error that it raises
     token = os.environ.get(TOKEN_VARIABLE, "")
     with milvus_errors(address):
-        return MilvusClient(address.server, token=token, db_name=address.database, timeout=_CONNECT_S)
+        options = {"grpc_options": _RARE_PINGS} if address.is_file else {}
+        return MilvusClient(address.server, token=token, db_name=address.database, timeout=_CONNECT_S, **options)
 
 
 @contextmanager
