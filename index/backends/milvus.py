@@ -30,7 +30,8 @@ MOST_HITS = 16_384
 MOST_GPU_HITS = 1024
 """The most that its GPU indices do."""
 _QUERIES_AT_ONCE = 64
-_LEAST_REACH = 64
+_REACH, _LEAST_REACH = 4, 64
+"""A grouped search first asks for so many items a group, and for at least so many."""
 _ROWS_AT_ONCE = 8192
 _KEPT_NOTES = 64
 
@@ -199,7 +200,7 @@ class MilvusBackend:
         best: list[_Found] = []
         groups: list[Any] = []
         alone: list[str] = []
-        limit = min(len(self), self._most_hits, max(4 * k, _LEAST_REACH))
+        limit = min(len(self), self._most_hits, max(_REACH * k, _LEAST_REACH))
         while len(best) < k:
             parts = [f"({expression})"] if expression else []
             if groups:

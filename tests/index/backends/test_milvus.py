@@ -120,6 +120,9 @@ def test_groups_are_the_same_in_both(filled, folder, queries, k, group_by, monke
 
 def test_groups_are_complete_where_a_search_reaches_few(filled, folder, queries, monkeypatch):
     monkeypatch.setattr(index.backends.milvus, "_LEAST_REACH", 1)
+    monkeypatch.setattr(index.backends.milvus, "_REACH", 1)
+    assert_same(filled.find(queries, 9, group_by="sale"), folder.find(queries, 9, group_by="sale"))
+    assert_same(filled.find(queries, 30, group_by="made"), folder.find(queries, 30, group_by="made"))
     assert_same(filled.find(queries, 1, group_by="item"), folder.find(queries, 1, group_by="item"))
     assert_same(filled.find(queries, 2, group_by="like"), folder.find(queries, 2, group_by="like"))
     assert_same(filled.find(queries, 9, group_by="colour"), folder.find(queries, 9, group_by="colour"))
