@@ -86,9 +86,13 @@ class BatchPlan:
         setting = "batch_size" if config.data.sub_batch_size is None else "data.sub_batch_size"
         for (name, count), weight in zip(self.files, weights, strict=True):
             if weight and count < self._size:
+                remedies = [f"set {setting} to at most {count}"]
+                if len(self.files) > 1:
+                    remedies.append("leave that file out")
+                    if setting == "batch_size":
+                        remedies.append(f"set data.sub_batch_size to at most {count}")
                 raise ConfigError(
-                    f"{setting} ({self._size}) is more than the {count} pairs of {name}; leave that file out, "
-                    f"or set data.sub_batch_size to at most {count}"
+                    f"{setting} ({self._size}) is more than the {count} pairs of {name}; {', or '.join(remedies)}"
                 )
         return weights
 

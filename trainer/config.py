@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
-from fanoise.backbones import Attention
+from fanoise.attention import Attention
 from fanoise.errors import ConfigError
 from fanoise.noise import NoiseConfig
 from fanoise.pooling import Pooling
@@ -33,6 +33,13 @@ class ModelConfig:
     """How attention is computed; auto is what transformers takes for the model; flash_attention_2 needs flash-attn."""
     gradient_checkpointing: bool = False
     """Recompute each layer in the backward pass: less memory, about a third more time. Results do not change."""
+
+    def __post_init__(self) -> None:
+        for name in ("max_pixels", "max_tokens"):
+            if getattr(self, name) is not None and getattr(self, name) < 1:
+                raise ConfigError(
+                    f"model.{name} must be >= 1, got {getattr(self, name)}; leave it out for the checkpoint's own"
+                )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,8 +73,8 @@ class DataConfig:
     """The pairs to learn from."""
 
     pairs: list[str]
-    """CSV, JSONL or Parquet files of pairs, or MMEB-train's Parquet files; hf://datasets/OWNER/NAME/FILE is fetched
-    from the hub."""
+    """CSV, JSONL or Parquet files of pairs, or MMEB-train's Parquet files, or patterns (*, **) for them;
+    hf://datasets/OWNER/NAME/FILE is fetched from the hub."""
     images: str | None = None
     """Folder in which the image paths of MMEB-train files start; other files name images relative to themselves."""
     weights: list[float] | None = None
@@ -154,11 +161,11 @@ class OptimizerConfig:
     """Gradients are scaled down to this global norm; 0 leaves them."""
 
     def __post_init__(self) -> None:
-        if not self.lr > 0:
-            raise ConfigError(f"optimizer.lr must be > 0, got {self.lr}")
+        if not 0 < self.lr < math.inf:
+            raise ConfigError(f"optimizer.lr must be a number > 0, got {self.lr}")
         for name in ("warmup_steps", "weight_decay", "max_grad_norm"):
-            if not getattr(self, name) >= 0:
-                raise ConfigError(f"optimizer.{name} must be >= 0, got {getattr(self, name)}")
+            if not 0 <= getattr(self, name) < math.inf:
+                raise ConfigError(f"optimizer.{name} must be a number >= 0, got {getattr(self, name)}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -204,7 +211,8 @@ class RunConfig:
     push_to_hub: str | None = None
     """Hub repository (OWNER/NAME) that gets the finished run folder; needs a login."""
     dry_run: bool = False
-    """Print what would run, and stop before any weight is loaded; of the checkpoint only config.json is needed."""
+    """Print what would run, and stop before any weight is loaded; of the checkpoint only config.json is needed, and the
+    pair files, not their images."""
 
     def __post_init__(self) -> None:
         for name in ("max_steps", "batch_size", "chunk_size", "save_every", "keep_checkpoints", "log_spectrum_every"):
@@ -213,11 +221,14 @@ class RunConfig:
         if self.batch_size < 2:
             raise ConfigError("batch_size must be >= 2: the other pairs of the batch are the negatives")
         if self.chunk_size > self.batch_size:
-            raise ConfigError(f"chunk_size ({self.chunk_size}) must not be larger than batch_size ({self.batch_size})")
+            raise ConfigError(
+                f"chunk_size ({self.chunk_size}) must not be larger than batch_size ({self.batch_size}); "
+                f"take --chunk_size {self.batch_size} or less"
+            )
         if not 0 <= self.seed < 2**32:
             raise ConfigError(f"seed must lie in [0, 2^32), got {self.seed}")
-        if not self.temperature > 0:
-            raise ConfigError(f"temperature must be > 0, got {self.temperature}")
+        if not 0 < self.temperature < math.inf:
+            raise ConfigError(f"temperature must be > 0, got {self.temperature}; 0.02 to 0.07 is usual")
         if self.validation.patience and not self.validation.pairs:
             raise ConfigError(
                 "validation.patience needs validation.pairs, the held-out pairs to judge by; none are given"
@@ -237,7 +248,8 @@ class RunConfig:
             )
         if self.data.weights is not None and len(self.data.weights) != len(self.data.pairs):
             raise ConfigError(
-                f"data.weights has {len(self.data.weights)} entries for {len(self.data.pairs)} pair files"
+                f"data.weights has {len(self.data.weights)} entries for {len(self.data.pairs)} of data.pairs; "
+                "give one for each, or leave them out"
             )
 
     def needs_complete_batches(self, processes: int) -> bool:

@@ -62,6 +62,9 @@ def check_run_folder(config: RunConfig, resolved: dict[str, Any]) -> None:
         raise ConfigError(f"output_dir {run} is not a folder; choose another --output_dir")
     elif run.exists() and any(path.name != _LOCK for path in run.iterdir()):
         raise ConfigError(f"output_dir {run} is not empty and holds no run; choose another --output_dir")
+    nearest = next(path for path in (run, *run.absolute().parents) if path.exists())
+    if not nearest.is_dir() or not os.access(nearest, os.W_OK | os.X_OK):
+        raise ConfigError(f"output_dir {run} cannot be written ({nearest} refuses); choose another --output_dir")
 
 
 def lock_run_folder(run: Path) -> int:
@@ -89,6 +92,7 @@ def publish(embedder: Embedder, run: Path, *, state_dict: dict[str, Any] | None,
         embedder.save_pretrained(staging, state_dict=state_dict)
         (staging / "README.md").write_text(card)
     for path in sorted((run / "final").iterdir(), key=lambda path: path.name == SPEC_FILE):
+        path.chmod(0o644)  # safetensors makes private files; others serve and index with this folder
         path.replace(run / path.name)
     shutil.rmtree(run / "final")
 

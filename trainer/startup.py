@@ -40,6 +40,11 @@ def add_lora(backbone: Backbone, config: LoraConfig) -> None:
 
 def check_backbone(config: RunConfig, backbone: Backbone) -> None:
     """Raise ConfigError for what this backbone, with its adapters, cannot do. It may lie on the `meta` device."""
+    pooling = config.model.pooling
+    if pooling is not None and pooling not in backbone.poolings:
+        raise ConfigError(
+            f"model.pooling must be one of {', '.join(backbone.poolings)} for this backbone, got {pooling}"
+        )
     if config.noise.position == "input" and config.noise.strength and backbone.language_model is None:
         raise ConfigError("noise.position input needs a language model; this backbone has none, take output")
     if config.loss.dropout_pairs and not _has_dropout(backbone.model):
@@ -77,13 +82,22 @@ def describe_run(
             f"{config.max_steps * config.batch_size / max(1, pairs):.2f} epochs"
         ),
         "steps": (
-            f"{config.max_steps}, learning rate {config.optimizer.lr:g} after {config.optimizer.warmup_steps} steps, "
+            f"{config.max_steps}, {_learning_rate(config)}, "
             f"{str(dtype).removeprefix('torch.')}, ZeRO {config.zero_stage}"
         ),
         "noise": _noise(config, backbone.dim),
         "memory": _memory(config, backbone, total, trained, processes, dtype),
     }
     return "\n".join(f"{name:>8}  {text}" for name, text in lines.items())
+
+
+def _learning_rate(config: RunConfig) -> str:
+    lr, warmup = config.optimizer.lr, config.optimizer.warmup_steps
+    if warmup < config.max_steps:
+        return f"learning rate {lr:g} after {warmup} steps"
+    # the last step still has the rate of the step before it: step s is taken at (s - 1) / warmup of the peak
+    highest = lr * (config.max_steps - 1) / warmup
+    return f"learning rate at most {highest:.2g} (optimizer.warmup_steps {warmup} is not over by then, lower it)"
 
 
 def _has_dropout(module: nn.Module) -> bool:

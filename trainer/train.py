@@ -92,6 +92,7 @@ def dry_run(config: RunConfig) -> str:
     check_run_folder(config, _plain(config))
     plan = load_plan(config)
     load_validation(config)
+    _base_spec(config)
     backbone = load_skeleton(config.model.base)
     if config.lora.enabled:
         add_lora(backbone, config.lora)
@@ -195,10 +196,7 @@ def _train_in(
 
 def build_embedder(config: RunConfig, device: torch.device) -> Embedder:
     """The base checkpoint as an embedder, with fresh LoRA adapters unless every parameter is trained."""
-    base, model = Path(config.model.base), config.model
-    inherited = read_spec(base) if base.is_dir() else EmbedderSpec()
-    if inherited.base_model is not None:
-        raise ArtifactError(f"model.base {base} is an adapter; start from its base {inherited.base_model!r} instead")
+    model, inherited = config.model, _base_spec(config)
     embedder = Embedder.from_pretrained(
         config.model.base, device="cpu", dtype=resolve_dtype(config), attention=model.attention
     )
@@ -230,6 +228,16 @@ def build_embedder(config: RunConfig, device: torch.device) -> Embedder:
     embedder.module.train()
     embedder.module.normalize = config.noise.features == "normalized"
     return embedder
+
+
+def _base_spec(config: RunConfig) -> EmbedderSpec:
+    base = Path(config.model.base)
+    spec = read_spec(base) if base.is_dir() else EmbedderSpec()
+    if spec.base_model is not None:
+        raise ArtifactError(
+            f"model.base {base} is an adapter; start from its base {spec.base_model!r} (relative to it) instead"
+        )
+    return spec
 
 
 def _push(config: RunConfig) -> None:

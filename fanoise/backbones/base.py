@@ -9,16 +9,15 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar
 
 import torch
 from PIL import Image
 from torch import Tensor, nn
 
+from fanoise.attention import Attention
 from fanoise.errors import ArtifactError
 from fanoise.pooling import Pooling, pool
-
-Attention = Literal["auto", "eager", "sdpa", "flash_attention_2"]
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -177,10 +177,16 @@ def test_plan_tells_what_it_draws_from():
 
 
 def test_file_smaller_than_its_part_of_a_batch_is_refused_with_the_remedy():
-    with pytest.raises(ConfigError, match=r"^batch_size \(12\) is more than the 10 pairs of a; .* at most 10$"):
+    whole = r"^batch_size \(12\) is more than the 10 pairs of a; set batch_size to at most 10"
+    with pytest.raises(
+        ConfigError, match=whole + ", or leave that file out, or set data.sub_batch_size to at most 10$"
+    ):
         BatchPlan(files(), config(batch_size=12))
+    with pytest.raises(ConfigError, match=whole + "$"):
+        BatchPlan(files()[:1], config(batch_size=12, data=DataConfig(pairs=["a"])))
     data = DataConfig(pairs=["a", "b"], sub_batch_size=10)
-    with pytest.raises(ConfigError, match=r"^data.sub_batch_size \(10\) is more than the 9 pairs of b; .* at most 9$"):
+    part = r"^data.sub_batch_size \(10\) is more than the 9 pairs of b; set data.sub_batch_size to at most 9"
+    with pytest.raises(ConfigError, match=part + ", or leave that file out$"):
         BatchPlan(files(), config(data=data, batch_size=20))
     unused = DataConfig(pairs=["a", "b"], weights=[1, 0])
     assert {text[0] for text in drawn(BatchPlan(files(), config(data=unused, batch_size=10)), range(1, 41))} == {"a"}

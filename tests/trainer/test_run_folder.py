@@ -41,6 +41,18 @@ def test_same_settings_go_on(config):
     check(config)
 
 
+def test_folder_that_cannot_be_written_is_refused_before_anything_is_loaded(config, tmp_path, monkeypatch):
+    refused = []
+    monkeypatch.setattr("trainer.run_folder.os.access", lambda path, mode: refused.append(path))
+    with pytest.raises(ConfigError, match=r"output_dir .*/a/b cannot be written \(.* refuses\); choose another"):
+        check(replace(config, output_dir=tmp_path / "a" / "b"))
+    assert refused == [tmp_path], "the nearest folder that there is"
+    monkeypatch.undo()
+    (tmp_path / "file").write_text("")
+    with pytest.raises(ConfigError, match="cannot be written"):
+        check(replace(config, output_dir=tmp_path / "file" / "b"))
+
+
 @pytest.mark.parametrize(
     "change",
     [

@@ -9,10 +9,11 @@ import torch
 import transformers
 
 from fanoise.backbones import load_backbone, load_skeleton
+from fanoise.embedder import EmbedderSpec, write_spec
 from fanoise.errors import ConfigError
 from fanoise.noise import NoiseConfig
 from trainer.__main__ import main
-from trainer.config import DataConfig, LoraConfig, ModelConfig, RunConfig
+from trainer.config import DataConfig, LoraConfig, ModelConfig, OptimizerConfig, RunConfig
 from trainer.startup import add_lora, check_backbone, describe_run
 
 
@@ -61,6 +62,23 @@ def test_memory_counts_parameters_gradients_and_optimizer_over_the_processes(bac
     for stage, bytes_each in ((0, 4 + 4 + 8), (1, 4 + 4 + 12 / 4), (2, 4 + 4 / 4 + 12 / 4), (3, (4 + 4 + 12) / 4)):
         text = describe(backbone, config(lora=whole, zero_stage=stage), processes=4)["memory"]
         assert text.startswith(f"at least {total * bytes_each / 2**30:.2f} GiB a process")
+
+
+@pytest.mark.parametrize(
+    ("warmup", "said"), [(9, "learning rate 0.001 after 9 steps"), (10, "at most 0.0009 "), (100, "at most 9e-05 ")]
+)
+def test_the_table_says_when_the_warm_up_outlasts_the_run(backbone, warmup, said):
+    settings = config(optimizer=OptimizerConfig(lr=1e-3, warmup_steps=warmup))
+    assert said in describe(backbone, settings)["steps"]
+    optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=1e-3)
+    schedule = transformers.get_linear_schedule_with_warmup(optimizer, warmup, 10)
+    rates = []
+    for _ in range(10):
+        rates.append(optimizer.param_groups[0]["lr"])
+        optimizer.step()
+        schedule.step()
+    highest = float(re.search(r"[\d.e-]+(?= )", said.split("rate ")[-1].removeprefix("at most "))[0])
+    assert max(rates) == pytest.approx(highest, rel=0.02)
 
 
 def test_no_noise_is_said_in_a_word(backbone):
@@ -124,14 +142,24 @@ def test_dry_run_finds_bad_input_like_a_run(seven_billion, toy_pairs, tmp_path, 
     arguments.append("--batch_size=32")
     for change, expected in (
         ("--lora.targets=nothing", "matches no module"),
-        ("--batch_size=64", "batch_size (64) is more than the 48 pairs"),
+        ("--batch_size=64", "pairs.jsonl; set batch_size to at most 48\n"),
         ("--model.base=nowhere", "no model checkpoint"),
         ("--loss.dropout_pairs=1", "loss.dropout_pairs needs dropout"),
+        ("--model.pooling=native", "model.pooling must be one of last, mean, prompt for this backbone, got native"),
     ):
         with pytest.raises(SystemExit) as stopped:
             main([*arguments, "--dry_run=true", change])
         assert stopped.value.code == 2
         assert expected in capsys.readouterr().err
+
+
+def test_dry_run_refuses_an_adapter_as_base_and_names_its_base(tiny_base, toy_pairs, tmp_path, capsys):
+    adapter = tmp_path / "adapter"
+    adapter.mkdir()
+    write_spec(adapter, EmbedderSpec(base_model="../base"))
+    with pytest.raises(SystemExit):
+        main([f"--model.base={adapter}", f"--data.pairs={toy_pairs}", "--output_dir=x", "--batch_size=32", "--dry_run"])
+    assert "is an adapter; start from its base '../base'" in capsys.readouterr().err
 
 
 def test_noise_on_token_embeddings_needs_a_language_model(backbone):
