@@ -47,10 +47,12 @@ class TrainingError(FANoiseError):
 
 
 @contextmanager
-def cli_errors() -> Iterator[None]:
+def cli_errors(*, go_on: str = "") -> Iterator[None]:
     """Turn a `FANoiseError`, or a file the system refuses, into one line on stderr and status 2; Ctrl-C into 130.
 
     A `TrainingError` is status 1: the input was good, and the run went wrong.
+    Args:
+        go_on: what to do after Ctrl-C, where work that was done is kept.
     """
     try:
         yield
@@ -64,5 +66,5 @@ def cli_errors() -> Iterator[None]:
         print(f"error: {where}{error.strerror or error}", file=sys.stderr)
         raise SystemExit(2) from None
     except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
+        print(f"interrupted; {go_on}" if go_on else "interrupted", file=sys.stderr)
         raise SystemExit(130) from None

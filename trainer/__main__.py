@@ -8,7 +8,7 @@ from fanoise.process import prepare_process, settle_accelerator
 
 
 def main(argv: list[str] | None = None) -> int:
-    with cli_errors():
+    with cli_errors(go_on="--resume auto goes on from the last checkpoint"):
         prepare_process()
         from trainer.command_line import parse
 

@@ -27,11 +27,12 @@ def test_a_fanoise_error_is_one_line_on_stderr_and_status_2(capsys):
     assert capsys.readouterr() == ("", "error: shop.csv: row 3: no image; fill it\n")
 
 
-def test_ctrl_c_is_status_130(capsys):
-    with pytest.raises(SystemExit) as stop, cli_errors():
+@pytest.mark.parametrize(("go_on", "said"), [("", "interrupted"), ("call again", "interrupted; call again")])
+def test_ctrl_c_is_status_130_and_says_how_to_go_on(capsys, go_on, said):
+    with pytest.raises(SystemExit) as stop, cli_errors(go_on=go_on):
         raise KeyboardInterrupt
     assert stop.value.code == 130
-    assert capsys.readouterr().err == "interrupted\n"
+    assert capsys.readouterr().err == f"{said}\n"
 
 
 def test_a_bug_keeps_its_traceback():
