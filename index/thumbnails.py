@@ -9,6 +9,7 @@ import os
 import re
 import tempfile
 from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from PIL import Image
@@ -17,6 +18,7 @@ from index.items import read_parquet
 from index.manifest import THUMBNAILS
 
 LONGEST_SIDE = 320
+_SYNCED_AT_ONCE = 8
 _OURS = re.compile(r"([0-9a-f]{64}|\d+)\.jpg|\.new-.*")
 """Ours, those of format 1 (by row), and those that a killed process did not finish."""
 
@@ -53,8 +55,14 @@ def thumbnail_jpeg(image: Image.Image) -> bytes:
 def sync_new(folder: Path, items: Path, previous: Path | None) -> None:
     """Wait until the thumbnails that `items` (an items.parquet) names and `previous` does not are on the disk."""
     known = None if previous is None else _digests([previous])
-    for sha256 in (_digests([items]) or set()) - (known or set()):
-        path = thumbnail_path(folder, sha256)
+    new = [thumbnail_path(folder, sha256) for sha256 in (_digests([items]) or set()) - (known or set())]
+    with ThreadPoolExecutor(_SYNCED_AT_ONCE) as threads:  # files that wait together are written together
+        for _ in threads.map(_sync, (new[first::_SYNCED_AT_ONCE] for first in range(_SYNCED_AT_ONCE))):
+            pass
+
+
+def _sync(paths: Iterable[Path]) -> None:
+    for path in paths:
         if path.is_file():  # a missing one costs a picture, and `verify` reports it
             with path.open("rb") as file:
                 os.fsync(file.fileno())
