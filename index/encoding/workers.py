@@ -171,6 +171,7 @@ def _serve(work: Callable[[Any], Any], connection: Connection, parent: int) -> N
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all; this process is ended by its parent
     signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    os.nice(19)  # a model whose threads wait for one that was interrupted loses more than a worker gains
     torch.set_num_threads(1)  # the cores belong to the model, and OpenMP's threads do not survive a fork
     threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
     while True:
