@@ -45,7 +45,8 @@ def store_thumbnail(folder: Path, image: Image.Image) -> str:
 def thumbnail_jpeg(image: Image.Image) -> bytes:
     """`image` (RGB) as a JPEG of at most LONGEST_SIDE pixels a side, without EXIF, comment or profile."""
     small = image.copy()
-    small.thumbnail((LONGEST_SIDE, LONGEST_SIDE), Image.Resampling.LANCZOS)
+    # boxes of whole pixels are averaged first: several times as fast, and not to be seen
+    small.thumbnail((LONGEST_SIDE, LONGEST_SIDE), Image.Resampling.LANCZOS, reducing_gap=1.5)
     small.info.clear()  # Pillow would carry a JPEG comment over
     buffer = io.BytesIO()
     small.save(buffer, format="JPEG", quality=85)

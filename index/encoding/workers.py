@@ -31,8 +31,8 @@ _SECONDS_TO_DIE = 10.0
 
 
 def default_workers(cores: int, processes: int = 1) -> int:
-    """For each of so many processes on a machine: one for each core but the model's, four at most, one at least."""
-    return max(1, min(4, cores // processes - 1))
+    """For each of so many processes on a machine: one for each core, four at most; the model has the right of way."""
+    return max(1, min(4, cores // processes))
 
 
 def cores_of_this_process() -> int:

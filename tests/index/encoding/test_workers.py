@@ -206,6 +206,11 @@ def test_ctrl_c_ends_all_with_one_traceback():
     wait_until_gone(pids)
 
 
-def test_default_workers_leave_a_core_to_the_model():
-    assert [default_workers(cores) for cores in (1, 2, 3, 4, 5, 64)] == [1, 1, 2, 3, 4, 4]
-    assert [default_workers(16, processes) for processes in (1, 4, 8, 16)] == [4, 3, 1, 1]
+def test_default_workers_are_as_many_as_cores_up_to_four():
+    assert [default_workers(cores) for cores in (1, 2, 3, 4, 5, 64)] == [1, 2, 3, 4, 4, 4]
+    assert [default_workers(16, processes) for processes in (1, 4, 8, 16, 32)] == [4, 4, 2, 1, 1]
+
+
+def test_workers_let_the_model_go_first():
+    with Workers(lambda rows: os.nice(0), 1, died=None) as workers:
+        assert workers.submit([1]).result() == [19]
