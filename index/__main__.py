@@ -11,6 +11,7 @@ from index.commands.change import add_add, add_compact, add_delete, add_update
 from index.commands.inspect import add_export, add_info, add_verify
 from index.commands.milvus import add_export_milvus
 from index.commands.search import add_search
+from index.commands.tune import add_tune
 
 _COMMANDS = (
     add_build,
@@ -20,6 +21,7 @@ _COMMANDS = (
     add_update,
     add_delete,
     add_compact,
+    add_tune,
     add_verify,
     add_export,
     add_export_milvus,

@@ -13,6 +13,7 @@ import pyarrow.compute as pc
 from fanoise.catalog import catalog_root
 from fanoise.catalog.patterns import is_pattern, pattern_root
 from fanoise.errors import ArtifactError, CatalogError, InputError
+from index.ann import write_ann
 from index.encoding.assemble import NearDuplicates, assemble
 from index.encoding.claims import Claims
 from index.encoding.cut import SHARD_ROWS, catalog_rows
@@ -22,13 +23,14 @@ from index.encoding.plan import Plan, PlanFolder, catalog_state, remove_finished
 from index.encoding.progress import Progress, estimate_rows
 from index.encoding.run import ShardRun
 from index.encoding.shard import ITEM, ShardOptions
-from index.factory import choose_factory, measure_overlap, train_index
-from index.faiss_file import write_index
+from index.factory import check_factory
 from index.generations import Writer, check_folder, room_needed, writing
+from index.held_out import read_queries, text_queries
 from index.items import read_parquet
-from index.manifest import DELETED, FAISS_INDEX, ITEMS, VECTORS, CatalogRef, EmbedderRef, Manifest, relative_to_index
-from index.store import PRECISIONS, Precision, VectorStore, read_deleted
+from index.manifest import DELETED, ITEMS, VECTORS, CatalogRef, EmbedderRef, Manifest, relative_to_index
+from index.store import PRECISIONS, Precision, read_deleted
 from index.thumbnails import remove_unused
+from index.tuning import RECALL, check_recall
 
 if TYPE_CHECKING:
     from fanoise.embedder import Embedder
@@ -83,6 +85,10 @@ class Build:
     out: Path
     factory: str = "auto"
     """`auto`, or any FAISS factory string; its agreement with exact search goes into the manifest."""
+    recall: float = RECALL
+    """Share of the ten nearest items that searches are to find: what `auto` chooses by, and what is tuned to."""
+    tune_queries: Path | None = None
+    """File with a query in each line to tune with; none takes the texts of the catalogue, or else its vectors."""
     text: str | None = None
     """Which column is embedded as text, or a template, as in `read_catalog`."""
     image: str | Sequence[str] = "image"
@@ -134,12 +140,15 @@ class Build:
             )
         if not 0 <= self.most_rejects <= 1:
             raise InputError(f"most_rejects must be from 0 to 1, got {self.most_rejects}")
+        check_recall(self.recall)
+        if self.tune_queries is not None:
+            read_queries(self.tune_queries)
 
     def run(self) -> Built:
         check_folder(self.out)
         check_apart(self.catalog, self.out)
         dim = self.embedder.dim if self.dim is None else self.dim
-        choice = choose_factory(self.factory, dim)
+        check_factory(self.factory, dim)
         options = ShardOptions(
             dim=dim, precision=self.precision, signatures=self.near_duplicates is not None, vectors=self.vectors
         )
@@ -164,18 +173,21 @@ class Build:
                 most_rejects=self.most_rejects,
                 progress=self.progress,
             )
-            overlap = write_faiss(writer.stage, choice.factory)
+            ann = write_ann(
+                writer.stage,
+                self.factory,
+                recall=self.recall,
+                queries=lambda: text_queries(self.embedder, self.tune_queries, writer.stage),
+            )
             removed = _count_removed(writer)
             folder.mark_assembled(writer.stage / ITEMS)
             manifest = writer.commit(
                 fresh=True,
                 embedder=_embedder_ref(self.embedder, self.out),
                 catalog=catalog_ref(self.catalog, self.out, text=self.text, **self._reading),
-                factory=choice.factory,
-                factory_reason=choice.reason,
-                ann_overlap=overlap,
                 embedder_dim=self.embedder.dim,
                 group_by=ITEM if counts.is_grouped else None,
+                **ann,
             )
             # while our shards are there no other build begins, whose first thumbnails nothing names yet
             remove_unused(self.out, sorted(self.out.glob(f"generation-*/{ITEMS}")))
@@ -277,14 +289,6 @@ def check_apart(catalog: Path, folder: Path) -> None:
             f"index folder {folder} lies in the catalogue {catalog}, so its own pictures would become items; "
             "name a folder outside it"
         )
-
-
-def write_faiss(stage: Path, factory: str) -> float:
-    """Make index.faiss of the vectors.npy in `stage`; returns the overlap with exact search. Raises InputError."""
-    vectors = VectorStore.open(stage / VECTORS)
-    ann = train_index(factory, vectors)
-    write_index(ann, stage / FAISS_INDEX)
-    return measure_overlap(ann, vectors)
 
 
 def catalog_ref(

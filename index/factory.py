@@ -1,19 +1,33 @@
-"""The FAISS index over the vectors: chosen, trained, filled, and measured against exact search."""
+"""The FAISS index over the vectors: chosen, trained and filled."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass
+from math import log2, sqrt
 
 import faiss
 import numpy as np
 
 from fanoise.errors import InputError
-from index.exact import search_exact
 from index.faiss_file import check_types, faiss_reason, reserve
-from index.store import VectorStore
+from index.memory import free_memory, index_memory
+from index.store import PRECISIONS, Precision, VectorStore
+from index.tuning import RECALL
 
-OVERLAP_QUERIES = 256
-OVERLAP_K = 10
-_TRAINING_ROWS = 262_144
+_EXACT_ROWS = 1_000_000
+_EXACT_BYTES = 4e9
+"""One search reads all of it: a quarter of a second on a desktop."""
+_PLAIN_ROWS = 10_000_000
+_SMALL_BYTES = 1e9
+"""Below it nothing is gained by smaller codes."""
+_CODES: dict[Precision, str] = {"fp32": "Flat", "fp16": "SQfp16", "int8": "SQ8"}
+_REFINERS: dict[Precision, str] = {"fp32": "RFlat", "fp16": "Refine(SQfp16)", "int8": "Refine(SQ8)"}
+_BYTES_RECALL = 0.97
+"""What one byte a dimension reaches at least, alone; above it such codes are not taken."""
+_TRAINING_ROWS = 65_536
+"""As many as FAISS makes use of for 256 codes."""
 _TRAINING_ROWS_A_CLUSTER = 64
+_LEAST_ROWS_A_CLUSTER = 39
+"""FAISS's own limits are 39, below which it warns, and 256, above which it leaves rows out."""
 
 
 @dataclass(frozen=True)
@@ -24,13 +38,61 @@ class Choice:
     reason: str
 
 
-def choose_factory(factory: str, dim: int) -> Choice:
-    """Settle `auto` and check that FAISS and we know the string, before hours of encoding. Raises InputError."""
-    choice = Choice(factory, "as asked for")
-    if factory == "auto":
-        choice = Choice("Flat", "auto: exact, and fast enough up to about a million vectors")
-    check_types(_empty_index(choice.factory, dim), choice.factory)
-    return choice
+def check_factory(factory: str, dim: int) -> None:
+    """Raise InputError, before hours of encoding, for a string that FAISS or we do not know."""
+    if factory != "auto":
+        check_types(_empty_index(factory, dim), factory)
+
+
+def choose_factory(
+    factory: str,
+    count: int,
+    dim: int,
+    *,
+    precision: Precision = "fp32",
+    recall: float = RECALL,
+    free: int | None = None,
+) -> Choice:
+    """Settle `auto` by the number of vectors, their dimension and precision, the recall asked for and the memory.
+
+    Up to a million vectors are searched one by one, which needs no training and misses nothing. Up to ten million get
+    inverted lists, and above that inverted lists of 4-bit product codes (fast-scan) whose best candidates are compared
+    again at the precision of the stored vectors. Where memory is short, codes of half and of a quarter of the size
+    follow. What was measured for this: benchmarks/README.md, index_types.py.
+    Args:
+        factory: `auto`, or a string that is only checked.
+        free: bytes of memory; default what machine and control groups leave.
+    Raises: InputError for a string that is unknown, or an index that does not fit the memory.
+    """
+    free = free_memory() if free is None else free
+    if factory != "auto":
+        check_factory(factory, dim)
+        need = memory_to_build(factory, count, dim)
+        if free is not None and need > free:
+            raise InputError(
+                _too_large(f"factory {factory!r} needs", need, free, count, dim) + ", or use --factory auto"
+            )
+        return Choice(factory, "as asked for")
+    too_large: list[tuple[str, int]] = []
+    for name, why in _candidates(count, dim, precision, recall):
+        need = memory_to_build(name, count, dim)
+        if free is None or need <= free:
+            reason = f"auto: {why}; about {_gigabytes(_serving(name, count, dim))} of memory"
+            if too_large:
+                first, wanted = too_large[0]
+                reason += f", as building {first} would take {_gigabytes(wanted)} of the {_gigabytes(free or 0)} free"
+            return Choice(name, reason)
+        too_large.append((name, need))
+    name, need = min(too_large, key=lambda one: one[1])
+    assert free is not None
+    raise InputError(_too_large(f"the smallest index for recall {recall:g} ({name}) needs", need, free, count, dim))
+
+
+def memory_to_build(factory: str, count: int, dim: int) -> int:
+    """Bytes, at most, while an index is trained and filled; an estimate. Raises InputError for an unknown factory."""
+    index = _empty_index(factory, dim)
+    training = 0 if index.is_trained else 4 * dim * min(count, _wanted_rows(index))
+    return training + index_memory(index, count, building=True)
 
 
 def train_index(factory: str, vectors: VectorStore, *, seed: int = 0) -> faiss.Index:
@@ -38,7 +100,7 @@ def train_index(factory: str, vectors: VectorStore, *, seed: int = 0) -> faiss.I
     index = _empty_index(factory, vectors.dim)
     try:
         if not index.is_trained:
-            index.train(vectors.rows(_training_rows(index, len(vectors), seed)))
+            index.train(np.ascontiguousarray(vectors.rows(training_rows(index, len(vectors), seed))))
         add_rows(index, vectors)
     except RuntimeError as error:
         raise InputError(
@@ -55,34 +117,67 @@ def add_rows(index: faiss.Index, vectors: VectorStore) -> None:
         index.add(np.ascontiguousarray(block))
 
 
-def _training_rows(index: faiss.Index, count: int, seed: int) -> np.ndarray | slice:
+def _candidates(count: int, dim: int, precision: Precision, recall: float) -> Iterator[tuple[str, str]]:
+    """Factory strings with their reasons, the first that fits the memory being the one to take."""
+    size = 4.0 * count * dim
+    n = f"{count:,} vectors of dim {dim}"
+    if recall >= 1:
+        yield "Flat", f"exact, since recall 1 leaves no other way ({n})"
+        return
+    is_exact = count <= _EXACT_ROWS and size <= _EXACT_BYTES
+    is_plain = count <= _PLAIN_ROWS
+    start = precision if size > _SMALL_BYTES or not (is_exact or is_plain) else "fp32"
+    stored = "" if start == "fp32" else f", at the {precision} of the stored vectors"
+    lists = _lists(count)
+    for codes in PRECISIONS[PRECISIONS.index(start) :]:
+        if codes == "int8" and recall > _BYTES_RECALL:
+            continue
+        if is_exact:
+            exact = "exact, and" if codes == "fp32" else "every vector compared, which is"
+            yield _CODES[codes], f"{exact} fast enough for {n}{stored}"
+        elif is_plain:
+            yield (
+                f"IVF{lists},{_CODES[codes]}",
+                f"inverted lists, too many for exact search and too few for codes: {n}{stored}",
+            )
+        else:
+            codes_of = f"PQ{dim // 2}x4fs" if dim % 2 == 0 else "RaBitQ"
+            yield (
+                f"IVF{lists},{codes_of},{_REFINERS[codes]}",
+                f"inverted lists of small codes, the best candidates compared again, for {n}{stored}",
+            )
+
+
+def _lists(count: int) -> int:
+    """The power of two next to 4 √count, within what the rows can train."""
+    return 2 ** max(0, min(round(log2(4 * sqrt(count))), int(log2(max(1, count / _LEAST_ROWS_A_CLUSTER)))))
+
+
+def _serving(factory: str, count: int, dim: int) -> int:
+    return index_memory(_empty_index(factory, dim), count)
+
+
+def _wanted_rows(index: faiss.Index) -> int:
     ivf = faiss.try_extract_index_ivf(index)
-    wanted = max(_TRAINING_ROWS, 0 if ivf is None else _TRAINING_ROWS_A_CLUSTER * ivf.nlist)
+    return max(_TRAINING_ROWS, 0 if ivf is None else _TRAINING_ROWS_A_CLUSTER * ivf.nlist)
+
+
+def training_rows(index: faiss.Index, count: int, seed: int) -> np.ndarray | slice:
+    wanted = _wanted_rows(index)
     if count <= wanted:
         return slice(None)
     return np.sort(np.random.default_rng(seed).choice(count, size=wanted, replace=False))
 
 
-def measure_overlap(index: faiss.Index, vectors: VectorStore, *, seed: int = 0) -> float:
-    """Share of the ten nearest other rows that `index` finds, over up to 256 sampled rows as queries.
+def _too_large(what: str, need: int, free: int, count: int, dim: int) -> str:
+    return (
+        f"{what} about {_gigabytes(need)} of memory for {count:,} vectors of dim {dim}, and {_gigabytes(free)} are "
+        "free; make room, cut the vectors (--dim), store them smaller (--precision int8)"
+    )
 
-    A found row counts if its true similarity reaches the tenth best one, so equal rows cannot lower the figure.
-    """
-    k = min(OVERLAP_K, len(vectors) - 1)
-    if isinstance(index, faiss.IndexFlat) or k == 0:
-        return 1.0
-    rng = np.random.default_rng(seed)
-    sample = np.sort(rng.choice(len(vectors), size=min(OVERLAP_QUERIES, len(vectors)), replace=False))
-    queries = np.ascontiguousarray(vectors.rows(sample))
-    exact_scores, exact_rows = search_exact(vectors, queries, k + 1)
-    _, found_rows = index.search(queries, k + 1)
-    shares = []
-    for query, own, scores, best, found in zip(queries, sample, exact_scores, exact_rows, found_rows, strict=True):
-        others = scores[best != own][:k]
-        candidates = [row for row in found if row not in (own, -1)][:k]
-        good = vectors.rows(np.array(candidates, np.int64)) @ query >= others[-1] - 1e-6
-        shares.append(good.sum() / k)
-    return float(np.mean(shares))
+
+def _gigabytes(size: float) -> str:
+    return f"{size / 1e9:.2g} GB" if size < 1e10 else f"{size / 1e9:.0f} GB"
 
 
 def _empty_index(factory: str, dim: int) -> faiss.Index:

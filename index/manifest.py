@@ -98,7 +98,7 @@ class Manifest:
     factory: str
     factory_reason: str
     ann_overlap: float
-    """Share of the exact ten nearest rows that the index finds; 1.0 for an exact index."""
+    """Share of the exact ten nearest rows that the index finds for sampled rows; 1.0 for an exact index."""
     count: int
     """Rows, deleted ones among them."""
     deleted: int
@@ -113,6 +113,8 @@ class Manifest:
     """FAISS search parameters as tuned, such as nprobe and efSearch."""
     curve: list[dict[str, Any]] = field(default_factory=list)
     """Recall and milliseconds a query at several search parameters."""
+    tuning: dict[str, Any] = field(default_factory=dict)
+    """What they were tuned to: `target` and reached `recall`, number of `queries` and their `source`."""
     created: str
     versions: dict[str, str]
     files: dict[str, FileRecord]

@@ -12,6 +12,7 @@ filter looks at:
 import faiss
 import numpy as np
 
+from index.devices import serve
 from index.exact import search_exact
 from index.selection import Selection
 from index.store import VectorStore
@@ -30,6 +31,7 @@ class Nearest:
 
     def __init__(self, ann: faiss.Index, vectors: VectorStore) -> None:
         self._ann = ann
+        self._served = serve(ann)
         self._vectors = vectors
         # the rows that FAISS has in memory, where it has them as they are: no need for them to be there twice
         self._rows = _rows_within(ann) or vectors
@@ -44,11 +46,11 @@ class Nearest:
         if selection is not None and self.compares_all(selection):
             return search_exact(self._rows, queries, k, selection.rows)
         if selection is None:
-            scores, rows = self._ann.search(queries, k)
+            scores, rows = self._served.search(queries, k)
         elif can_filter(self._ann):
             effort = max(1.0, _SLACK / selection.share)
             params = search_parameters(self._ann, selection.bits, effort=effort)
-            scores, rows = self._ann.search(queries, k, params=params)
+            scores, rows = self._served.search(queries, k, params, selection.mask)
         else:
             scores, rows = self._search_more(queries, k, selection)
         if not keeps_vectors(self._ann):
@@ -58,6 +60,11 @@ class Nearest:
             chosen = None if selection is None else selection.rows
             scores[short], rows[short] = search_exact(self._rows, queries[short], k, chosen)
         return scores, rows
+
+    @property
+    def device(self) -> str:
+        """What searches: the CPU or GPUs."""
+        return self._served.device
 
     def compares_all(self, selection: Selection) -> bool:
         """Whether a search within these rows goes through all of them."""

@@ -23,6 +23,7 @@ from index.nearest import Nearest
 from index.selection import Selection, Selections
 from index.store import VectorStore, read_deleted
 from index.thumbnails import thumbnail_path
+from index.tuning import set_parameters
 
 if TYPE_CHECKING:
     from fanoise.embedder import Embedder
@@ -106,7 +107,7 @@ class Index:
         if len(items) != manifest.count:
             raise _disagreement(folder / ITEMS, f"{len(items)} items", manifest)
         # FAISS trusts what it reads: this line stays after the checksums
-        ann = _read(folder / FAISS_INDEX, lambda file: read_index(file, rows=manifest.count, dim=manifest.dim))
+        ann = _read(folder / FAISS_INDEX, lambda file: _read_tuned(file, manifest))
         return cls(path, manifest, items, ann, vectors, deleted, is_verified=verify)
 
     def current(self) -> Self:
@@ -155,6 +156,11 @@ class Index:
     @property
     def folder(self) -> Path:
         return self.path
+
+    @property
+    def device(self) -> str:
+        """What searches: the CPU or GPUs."""
+        return self._nearest.device
 
     @property
     def ids(self) -> list[str]:
@@ -314,6 +320,12 @@ def _read(file: Path, reader: Callable[[Path], T]) -> T:
     except (OSError, ValueError, KeyError) as error:  # pyarrow's errors are ValueErrors
         reason = " ".join(str(error).split())
         raise ArtifactError(f"{file} cannot be read ({reason}); rebuild the index with {REBUILD}") from error
+
+
+def _read_tuned(file: Path, manifest: Manifest) -> faiss.Index:
+    ann = read_index(file, rows=manifest.count, dim=manifest.dim)
+    set_parameters(ann, manifest.search)
+    return ann
 
 
 def _disagreement(file: Path, found: str, manifest: Manifest) -> ArtifactError:

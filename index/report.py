@@ -46,6 +46,8 @@ def describe_build(folder: Path, built: Built, seconds: float) -> str:
             )
         rest = sum(kind.count for kind in kinds[_SHOWN_KINDS:])
         lines += [f"  {rest:,} for other reasons"] * bool(rest)
+    if manifest.curve:
+        lines += describe_tuning(manifest)
     return "\n".join(lines)
 
 
@@ -108,14 +110,37 @@ def describe_index(folder: Path, manifest: Manifest) -> str:
         ("fingerprint", ", ".join(f"{part} {value[:12]}" for part, value in embedder.fingerprint.items())),
         ("noise", _noise(embedder.noise)),
         ("factory", f"{manifest.factory} ({manifest.factory_reason})"),
-        *[("parameters", ", ".join(f"{name} {value}" for name, value in manifest.search.items()))]
-        * bool(manifest.search),
-        ("ann overlap", f"{manifest.ann_overlap:.3f} of the exact ten nearest"),
+        (
+            "ann overlap",
+            f"{manifest.ann_overlap:.3f} of the exact ten nearest" + ", of sampled rows" * bool(manifest.curve),
+        ),
         ("size", ", ".join(f"{name} {_bytes(size)}" for name, size in index_sizes(folder, manifest).items())),
         ("created", manifest.created),
         ("versions", ", ".join(f"{name} {number}" for name, number in manifest.versions.items())),
     ]
-    return "\n".join(f"{name:<12} {_plain(value)}" for name, value in rows)
+    lines = [f"{name:<12} {_plain(value)}" for name, value in rows]
+    return "\n".join([*lines, *(["", *describe_tuning(manifest)] if manifest.curve else [])])
+
+
+def describe_tuning(manifest: Manifest) -> Iterator[str]:
+    """What an index was tuned to, and the curve it was chosen from; nothing for an exact one."""
+    if not manifest.tuning:
+        return
+    tuning = manifest.tuning
+    missed = ": not reached, this is the best there is" if tuning["recall"] < tuning["target"] else ""
+    source = f"{tuning['queries']} queries ({_plain(tuning['source'])})"
+    yield f"recall@10 {tuning['recall']:.3f} for {source}, target {tuning['target']:g}{missed}; "
+    yield f"{manifest.ann_overlap:.3f} for sampled rows, which are found more easily than queries"
+    chosen = ",".join(f"{name}={value}" for name, value in manifest.search.items())
+    lines = [
+        [
+            f"{point['recall']:.3f}",
+            _milliseconds(point["ms"]),
+            point["parameters"] + "  <" * (point["parameters"] == chosen),
+        ]
+        for point in manifest.curve
+    ]
+    yield from _table(["recall", "ms", "parameters"], lines)
 
 
 def index_sizes(folder: Path, manifest: Manifest) -> dict[str, int]:
@@ -188,6 +213,10 @@ def _cell(value: Any) -> str:
 def _plain(text: str) -> str:
     """Catalogue text must not move the cursor or break a line of the terminal."""
     return "".join(c if c.isprintable() else "·" for c in text)
+
+
+def _milliseconds(ms: float) -> str:
+    return f"{ms:.3f}" if ms < 1 else f"{ms:.1f}"
 
 
 def _count(number: int, noun: str) -> str:

@@ -20,15 +20,17 @@ from tqdm import tqdm
 
 from fanoise.catalog import Item, catalog_root
 from fanoise.errors import ArtifactError, CatalogError, InputError
-from index.build import catalog_ref, check_apart, write_faiss
+from index.ann import Queries, tune_and_measure, write_ann
+from index.build import catalog_ref, check_apart
 from index.encoding.cut import catalog_rows
 from index.encoding.items import encode_items
 from index.encoding.known import KnownRows
 from index.encoding.rejects import Reject
-from index.factory import add_rows, choose_factory, measure_overlap
+from index.factory import add_rows, check_factory
 from index.faiss_file import read_index, write_index
 from index.filters import FieldFilter
 from index.generations import Writer, writing
+from index.held_out import measure_overlap, text_queries
 from index.items import Items, concat_items, field_names, printable_text, read_items, write_items
 from index.manifest import (
     DELETED,
@@ -41,6 +43,7 @@ from index.manifest import (
     Manifest,
 )
 from index.store import VectorStore, VectorWriter, read_deleted, write_deleted
+from index.tuning import RECALL, set_parameters
 
 if TYPE_CHECKING:
     from fanoise.embedder import Embedder
@@ -48,6 +51,8 @@ if TYPE_CHECKING:
 Existing = Literal["refuse", "replace", "require"]
 
 _NEW = "new"
+_LEAST_LOSS = 0.01
+"""Of neighbours found, after rows were added, from which on the index is tuned again."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -132,10 +137,10 @@ def add_items(
         names = _names(added, old.group_by)
         replaced = np.empty(0, np.int64) if existing == "refuse" else current.rows_named(names)
         rejected = _merge_ledgers(current.folder / REJECTS, new / REJECTS, writer.stage / REJECTS, names)
-        overlap = _join(writer, current, new, added, replaced)
+        ann = _join(writer, current, new, added, replaced, lambda: text_queries(embedder, None, writer.stage))
         shutil.rmtree(new)
         ref = catalog_ref(catalog, writer.folder, text=text, **reading)
-        manifest = writer.commit(ann_overlap=overlap, added=[*(r for r in old.added if r != ref), ref])
+        manifest = writer.commit(**ann, added=[*(r for r in old.added if r != ref), ref])
         return Change(manifest=manifest, added=len(added), deleted=len(replaced), rejected=rejected)
 
 
@@ -179,8 +184,9 @@ def delete_items(
 
 
 def compact_index(folder: str | Path, *, factory: str | None = None) -> Change:
-    """Write the index without its deleted rows, and train FAISS again on what is left.
+    """Write the index without its deleted rows, and train and tune FAISS again on what is left.
 
+    It is tuned until it finds as many neighbours of sampled rows as it did before, which needs no embedder.
     Args:
         factory: another FAISS factory string, or `auto`; default that of the index.
     Raises: InputError for a factory that does not suit the rows.
@@ -188,16 +194,21 @@ def compact_index(folder: str | Path, *, factory: str | None = None) -> Change:
     with writing(Path(folder), "compact", create=False) as writer:
         current = _Current(writer)
         old = current.manifest
-        choice = None if factory is None else choose_factory(factory, old.dim)
+        if factory is not None:
+            check_factory(factory, old.dim)
         with VectorWriter(writer.stage / VECTORS, old.dim, old.precision) as vectors:
             vectors.copy(current.vectors, np.flatnonzero(current.live))
         write_items(writer.stage / ITEMS, concat_items([current.table.filter(pa.array(current.live))]))
         writer.keep(REJECTS)
-        changes: dict[str, Any] = {"curve": []}
-        if choice is not None:
-            changes |= {"factory": choice.factory, "factory_reason": choice.reason, "search": {}}
-        changes["ann_overlap"] = write_faiss(writer.stage, choice.factory if choice else old.factory)
-        return Change(manifest=writer.commit(**changes), deleted=old.deleted)
+        ann = write_ann(
+            writer.stage,
+            factory or old.factory,
+            recall=old.tuning.get("target", RECALL),
+            rows_recall=old.ann_overlap if old.tuning else None,
+        )
+        if factory is None:
+            ann["factory_reason"] = old.factory_reason
+        return Change(manifest=writer.commit(**ann), deleted=old.deleted)
 
 
 class _Current:
@@ -274,8 +285,10 @@ def _check_existing(existing: Existing, asked: Sequence[tuple[str, str]], known:
         raise InputError(f"ids of {catalog} are {what} in the index ({len(odd)}, for example {odd[0]!r}); {remedy}")
 
 
-def _join(writer: Writer, current: _Current, new: Path, added: pa.Table, replaced: np.ndarray) -> float:
-    """Write the files of both, one after the other, into the stage; returns the overlap with exact search."""
+def _join(
+    writer: Writer, current: _Current, new: Path, added: pa.Table, replaced: np.ndarray, queries: Queries
+) -> dict[str, Any]:
+    """Write the files of both, one after the other, into the stage; returns what the manifest says of index.faiss."""
     stage, old = writer.stage, current.manifest
     new_vectors = VectorStore.open(new / VECTORS)
     with VectorWriter(stage / VECTORS, old.dim, old.precision) as vectors:
@@ -284,12 +297,19 @@ def _join(writer: Writer, current: _Current, new: Path, added: pa.Table, replace
     write_items(stage / ITEMS, concat_items([current.table, added]))
     write_deleted(stage / DELETED, np.union1d(current.deleted, replaced))
     ann = read_index(current.folder / FAISS_INDEX, rows=old.count, dim=old.dim)
+    set_parameters(ann, old.search)
+    recall = old.tuning.get("target", RECALL)
     try:
         add_rows(ann, new_vectors)
     except RuntimeError:  # a type that FAISS cannot add to
-        return write_faiss(stage, old.factory)
+        written = write_ann(stage, old.factory, recall=recall, queries=queries)
+        return written | {"factory_reason": old.factory_reason}
     write_index(ann, stage / FAISS_INDEX)
-    return measure_overlap(ann, VectorStore.open(stage / VECTORS))
+    joined = VectorStore.open(stage / VECTORS)
+    overlap = measure_overlap(ann, joined)
+    if overlap >= old.ann_overlap - _LEAST_LOSS:
+        return {"ann_overlap": overlap}
+    return tune_and_measure(ann, joined, recall=recall, queries=queries)
 
 
 def _merge_ledgers(old: Path, new: Path, target: Path, indexed: set[str]) -> int:

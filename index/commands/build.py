@@ -15,6 +15,7 @@ from index.commands import (
     add_reading_options,
     image_columns,
 )
+from index.commands.tune import add_tuning_options
 
 if TYPE_CHECKING:
     from index.build import Built
@@ -40,6 +41,7 @@ def add_build(commands: "Commands[Parser]") -> None:
     )
     add_catalog_options(parser, defaults="")
     parser.add_argument("--factory", default="auto", help="auto, or any FAISS factory string (default: %(default)s)")
+    add_tuning_options(parser, "(default: 0.95)")
     parser.add_argument(
         "--precision",
         choices=("fp32", "fp16", "int8"),
@@ -109,6 +111,7 @@ def _run_build(args: argparse.Namespace) -> int:
     from index.build import Build
     from index.encoding.cut import SHARD_ROWS
     from index.encoding.launch import read_launch
+    from index.tuning import RECALL
 
     start = time.perf_counter()
     launch = read_launch(args.shard_of)
@@ -118,6 +121,8 @@ def _run_build(args: argparse.Namespace) -> int:
         catalog=args.catalog,
         out=args.out,
         factory=args.factory,
+        recall=RECALL if args.recall is None else args.recall,
+        tune_queries=args.tune_queries,
         text=args.text,
         image=image_columns(args) or "image",
         images=args.images,

@@ -11,11 +11,14 @@ def add_info(commands: "Commands[Parser]") -> None:
     parser = add_command(
         commands,
         "info",
-        "Describe an index: embedder, noise, counts, sizes.",
-        "  python -m index info --index DIR\n  python -m index info --index DIR --json",
+        "Describe an index: embedder, noise, counts, sizes, recall against latency.",
+        "  python -m index info --index DIR\n"
+        "  python -m index info --index DIR --json\n"
+        "  python -m index info --index DIR --plot curve.png",
     )
     add_index_option(parser)
     parser.add_argument("--json", action="store_true", help="print the manifest and the sizes as JSON")
+    parser.add_argument("--plot", type=Path, metavar="FILE", help="also draw recall against latency, as a .png")
     parser.set_defaults(run=_run_info)
 
 
@@ -62,6 +65,10 @@ def _run_info(args: argparse.Namespace) -> int:
     manifest = Manifest.read(args.index)
     content = manifest.to_dict() | {"live": manifest.live, "sizes": index_sizes(args.index, manifest)}
     print(json.dumps(content, indent=2) if args.json else describe_index(args.index, manifest))
+    if args.plot is not None:
+        from index.curve_plot import plot_curve
+
+        plot_curve(manifest, args.plot)
     return 0
 
 

@@ -9,6 +9,7 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
+import index.ann
 import index.build
 from fanoise.errors import CatalogError, InputError
 from index.build import build_index
@@ -186,7 +187,7 @@ def test_an_error_in_the_middle_leaves_the_old_index_as_it_was(embedder, built, 
     def break_off(*args):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(index.build, "train_index", break_off)
+    monkeypatch.setattr(index.ann, "train_index", break_off)
     with pytest.raises(KeyboardInterrupt):
         build_index(embedder, catalog, built, progress=False)
     assert {name: data for name, data in contents(built).items() if name in before} == before

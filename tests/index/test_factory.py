@@ -4,8 +4,11 @@ import pytest
 
 from fanoise.errors import InputError
 from index.build import build_index
-from index.factory import choose_factory, measure_overlap, train_index
+from index.factory import check_factory, choose_factory, memory_to_build, train_index
 from index.store import VectorStore
+
+GB = 10**9
+AMPLE = 10**13
 
 
 def unit_rows(n: int, dim: int = 16, seed: int = 0) -> np.ndarray:
@@ -13,52 +16,84 @@ def unit_rows(n: int, dim: int = 16, seed: int = 0) -> np.ndarray:
     return rows / np.linalg.norm(rows, axis=1, keepdims=True)
 
 
-def test_auto_is_exact_and_says_why():
-    choice = choose_factory("auto", 16)
-    assert choice.factory == "Flat"
-    assert "exact" in choice.reason
+def auto(count: int, dim: int, **options):
+    return choose_factory("auto", count, dim, **{"free": AMPLE} | options)
 
 
-@pytest.mark.parametrize("factory", ["IVF4,Flat", "HNSW16", "SQ8", "PCA8,IVF4,Flat"])
-def test_overlap_agrees_with_brute_force(factory):
-    vectors = unit_rows(200)
-    index = train_index(factory, VectorStore(vectors))
-    similarity = vectors @ vectors.T
-    np.fill_diagonal(similarity, -np.inf)
-    exact = np.argsort(-similarity, axis=1)[:, :10]
-    _, found = index.search(vectors, 11)
-    shares = [
-        len(set(e) & set([f for f in row if f != i][:10])) / 10
-        for i, (e, row) in enumerate(zip(exact, found, strict=True))
-    ]
-    overlap = measure_overlap(index, VectorStore(vectors))
-    assert overlap == pytest.approx(np.mean(shares), abs=1e-9)
-    assert 0.2 < overlap <= 1.0
+@pytest.mark.parametrize(
+    ("count", "dim", "options", "factory"),
+    [
+        (1, 16, {}, "Flat"),
+        (1_000_000, 256, {}, "Flat"),
+        (1_000_001, 256, {}, "IVF4096,Flat"),
+        (1_000_000, 1536, {}, "IVF4096,Flat"),
+        (10_000_000, 64, {}, "IVF16384,Flat"),
+        (10_000_001, 64, {}, "IVF16384,PQ32x4fs,RFlat"),
+        (100_000_000, 63, {}, "IVF32768,RaBitQ,RFlat"),
+        (100_000_000, 64, {"precision": "fp16"}, "IVF32768,PQ32x4fs,Refine(SQfp16)"),
+        (100_000_000, 64, {"precision": "int8"}, "IVF32768,PQ32x4fs,Refine(SQ8)"),
+        # small codes only where they save much, and bytes only where they find enough
+        (10_000, 64, {"precision": "int8"}, "Flat"),
+        (1_000_000, 512, {"precision": "fp16"}, "SQfp16"),
+        (1_000_000, 512, {"precision": "int8"}, "SQ8"),
+        (5_000_000, 64, {"precision": "int8"}, "IVF8192,SQ8"),
+        # memory
+        (1_000_000, 512, {"free": GB * 1.5}, "SQfp16"),
+        (1_000_000, 512, {"free": GB * 0.8}, "SQ8"),
+        (10_000_000, 64, {"free": GB * 3}, "IVF16384,SQfp16"),
+        (20_000_000, 64, {"free": GB * 5}, "IVF16384,PQ32x4fs,Refine(SQfp16)"),
+        # recall
+        (10_000_001, 64, {"recall": 1.0}, "Flat"),
+    ],
+)
+def test_auto_chooses_by_number_dim_precision_memory_and_recall(count, dim, options, factory):
+    choice = auto(count, dim, **options)
+    assert choice.factory == factory
+    assert choice.reason.startswith("auto: ")
+    assert f"{count:,} vectors of dim {dim}" in choice.reason
+    check_factory(choice.factory, dim)
 
 
-def test_probing_one_cell_of_four_overlaps_less_than_probing_all():
-    vectors = VectorStore(unit_rows(300))
-    index = train_index("IVF4,Flat", vectors)
-    one = measure_overlap(index, vectors)
-    index.nprobe = 4
-    assert one < 0.95
-    assert measure_overlap(index, vectors) == 1.0
+def test_auto_says_what_did_not_fit():
+    assert "as building Flat would take 2 GB of the 1.5 GB free" in auto(1_000_000, 512, free=GB * 1.5).reason
+    assert "stored vectors" in auto(1_000_000, 512, precision="fp16").reason
 
 
-def test_equal_rows_do_not_lower_the_overlap():
-    vectors = VectorStore(np.repeat(unit_rows(4), 30, axis=0))
-    index = train_index("HNSW16", vectors)
-    assert measure_overlap(index, vectors) > 0.99
+def test_an_index_that_does_not_fit_is_one_clear_line():
+    with pytest.raises(
+        InputError, match=r"smallest index for recall 0\.95 \(SQ8\) needs about 0\.65 GB .* 0\.2 GB are"
+    ):
+        auto(1_000_000, 512, free=GB * 0.2)
+    # one byte a dimension would fit, but does not find enough
+    with pytest.raises(InputError, match=r"recall 0\.99 \(SQfp16\) needs about 1 GB"):
+        auto(1_000_000, 512, free=GB * 0.8, recall=0.99)
+    with pytest.raises(InputError, match=r"'HNSW32' needs about .* for 1,000,000 vectors of dim 512.*--factory auto"):
+        choose_factory("HNSW32", 1_000_000, 512, free=GB)
 
 
-@pytest.mark.parametrize("n", [1, 2, 5])
-def test_overlap_of_a_handful_of_rows_is_defined(n):
-    vectors = VectorStore(unit_rows(n))
-    assert measure_overlap(train_index("HNSW16", vectors), vectors) == 1.0
+def test_each_list_gets_rows_enough_to_train():
+    for count in (1_000_001, 2_000_000, 50_000_000, 1_000_000_000):
+        lists = int(auto(count, 64).factory.split(",")[0].removeprefix("IVF"))
+        assert 2.5 <= lists / count**0.5 <= 6 or lists <= 131072
+        assert count / lists >= 39
+
+
+@pytest.mark.parametrize(
+    "factory", ["Flat", "SQ8", "IVF16,Flat", "HNSW16", "IVF16,PQ8x4fs,Refine(SQfp16)", "PCA8,IVF16,SQ8", "IVF16,RaBitQ"]
+)
+def test_the_estimate_of_memory_is_that_of_the_file(factory):
+    from index.memory import index_memory
+
+    index = train_index(factory, VectorStore(unit_rows(20_000)))
+    size = faiss.serialize_index(index).nbytes
+    assert index_memory(index, 20_000) == pytest.approx(size, rel=0.06)
+    assert memory_to_build(factory, 20_000, 16) >= index_memory(index, 20_000)
 
 
 def test_the_measured_overlap_is_in_the_manifest(embedder, new_catalog, tmp_path):
-    manifest = build_index(embedder, new_catalog(n=120), tmp_path / "index", factory="IVF4,Flat", progress=False)
+    manifest = build_index(
+        embedder, new_catalog(n=120), tmp_path / "index", factory="IVF4,Flat", recall=0.5, progress=False
+    )
     assert manifest.factory == "IVF4,Flat"
     assert 0.2 < manifest.ann_overlap < 1.0
     file = manifest.generation_in(tmp_path / "index") / "index.faiss"
@@ -77,7 +112,9 @@ def test_the_measured_overlap_is_in_the_manifest(embedder, new_catalog, tmp_path
 )
 def test_a_factory_whose_index_would_not_be_read_is_refused_at_once(factory, message):
     with pytest.raises(InputError, match=message):
-        choose_factory(factory, 16)
+        check_factory(factory, 16)
+    with pytest.raises(InputError, match=message):
+        choose_factory(factory, 10, 16)
 
 
 def test_an_unknown_factory_is_refused_before_anything_is_encoded(embedder, new_catalog, tmp_path):

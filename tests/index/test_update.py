@@ -326,17 +326,43 @@ def test_rows_of_an_item_are_replaced_and_deleted_together(embedder, tmp_path):
 
 
 def test_the_manifest_tells_where_rows_came_from_and_keeps_what_was_tuned(embedder, built, write):
+    compact_index(built, factory="IVF4,Flat")
     with writing(built, "tune", create=False) as writer:
         writer.keep(*GENERATION_FILES)
-        writer.commit(search={"nprobe": 8}, curve=[{"parameters": "nprobe=8", "recall": 0.9, "ms": 0.1}])
+        writer.commit(search={"nprobe": 4}, curve=[{"parameters": "nprobe=4", "recall": 1.0, "ms": 0.1}])
     add_items(embedder, write("n.csv", [row("n1", "one")]), built, progress=False)
     add_items(embedder, write("m.csv", [row("n2", "two")]), built, progress=False)
     manifest = add_items(embedder, write("n.csv", [row("n3", "three")]), built, progress=False).manifest
     assert [catalog.path for catalog in manifest.added] == ["../goods/m.csv", "../goods/n.csv"]
-    assert manifest.search == {"nprobe": 8} and len(manifest.curve) == 1
-    assert compact_index(built).manifest.search == {"nprobe": 8}
+    assert manifest.search == {"nprobe": 4} and len(manifest.curve) == 1
     manifest = build_index(embedder, write("k.csv", [row("n3", "three")]), built, progress=False)
-    assert (manifest.search, manifest.added, manifest.generation) == ({}, [], 7)
+    assert (manifest.search, manifest.curve, manifest.tuning, manifest.added) == ({}, [], {}, [])
+
+
+def test_adding_what_the_lists_do_not_suit_tunes_them_again(embedder, new_catalog, tmp_path, write):
+    folder, spread = tmp_path / "index", new_catalog(n=200, images=0)
+    before = build_index(embedder, spread, folder, factory="IVF8,Flat", recall=0.6, progress=False)
+    assert before.search["nprobe"] < 8
+    more = [row(f"n{i}", f"new {i}") for i in range(200)]
+    with writing(folder, "tune", create=False) as writer:  # as if hardly any list had been enough for the old rows
+        writer.keep(*GENERATION_FILES)
+        writer.commit(search={"nprobe": 1}, ann_overlap=1.0)
+    after = add_items(embedder, write("n.csv", more), folder, progress=False).manifest
+    assert after.search["nprobe"] > 1
+    assert after.tuning["recall"] >= 0.6
+    assert after.tuning["source"] == "texts of the catalogue"
+
+
+def test_compact_finds_as_many_neighbours_as_before(embedder, new_catalog, tmp_path):
+    folder = tmp_path / "index"
+    before = build_index(embedder, new_catalog(n=300, images=0), folder, factory="IVF8,Flat", progress=False)
+    delete_items(folder, ids=[f"g{i}" for i in range(50)])
+    after = compact_index(folder).manifest
+    assert after.ann_overlap >= before.ann_overlap - 0.05
+    assert after.tuning["target"] == before.tuning["target"] == 0.95
+    assert after.tuning["source"] == "sampled rows"
+    assert after.factory_reason == before.factory_reason
+    assert Index.open(folder).device == "CPU"
 
 
 def test_a_searcher_takes_the_new_generation_when_told(embedder, built, new_embedder, write, monkeypatch):

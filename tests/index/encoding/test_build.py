@@ -147,11 +147,11 @@ def test_ctrl_c_keeps_what_is_finished(spawn, run_build, tmp_path):
 def test_an_error_after_encoding_costs_no_row(split, tmp_path, monkeypatch):
     catalog = write_catalog(tmp_path / "c.jsonl", 30)
 
-    def fail(*args):
+    def fail(*args, **options):
         raise OSError(28, "No space left on device")
 
     with monkeypatch.context() as patch, pytest.raises(OSError, match="No space"):
-        patch.setattr(index.build, "write_faiss", fail)
+        patch.setattr(index.build, "write_ann", fail)
         build(split, catalog, tmp_path / "index", shard_rows=10)
     assert len(split.module.batches) == 3
     assert counts(build(split, catalog, tmp_path / "index", shard_rows=10)) == (30, 0, 0, 0)
@@ -196,7 +196,7 @@ def test_what_was_rejected_is_tried_again_and_the_rest_is_not(split, tmp_path, m
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(index.build, "write_faiss", stop)
+        patch.setattr(index.build, "write_ann", stop)
         build(split, catalog, tmp_path / "index", shard_rows=10)
     (tmp_path / "pictures" / "4.png").write_bytes(good)
     split.module.batches.clear()

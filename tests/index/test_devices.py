@@ -1,0 +1,216 @@
+"""No GPU here: `FakeGpus` stands for the few calls that faiss-gpu has and faiss-cpu has not."""
+
+import gc
+import threading
+import warnings
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from types import SimpleNamespace
+
+import faiss
+import numpy as np
+import pytest
+
+from index.build import build_index
+from index.devices import CpuIndex, GpuIndex, gpu_count, serve
+from index.factory import train_index
+from index.search import Index
+from index.store import VectorStore
+from index.update import delete_items
+
+
+def unit_rows(n: int, dim: int = 16, seed: int = 0) -> np.ndarray:
+    rows = np.random.default_rng(seed).normal(size=(n, dim)).astype(np.float32)
+    return rows / np.linalg.norm(rows, axis=1, keepdims=True)
+
+
+class FakeGpus:
+    """GPUs with room for a number of indexes; they refuse what real ones do."""
+
+    def __init__(self, count: int, *, room: str = "copies") -> None:
+        self.count, self.room = count, room
+        self.made: list[SimpleNamespace] = []
+        self.searches: list[tuple[int, int]] = []
+        self.failing = False
+        self.threads: set[int] = set()
+
+    def install(self, monkeypatch: pytest.MonkeyPatch) -> "FakeGpus":
+        monkeypatch.setattr(faiss, "get_num_gpus", lambda: self.count)
+        monkeypatch.setattr(
+            faiss, "GpuMultipleClonerOptions", lambda: SimpleNamespace(useFloat16=False, shard=False), raising=False
+        )
+        monkeypatch.setattr(faiss, "index_cpu_to_all_gpus", self.clone)
+        return self
+
+    def clone(self, index: faiss.Index, co: SimpleNamespace, ngpu: int) -> SimpleNamespace:
+        self.made.append(co)
+        if self.room == "none" or (self.room == "shards" and not co.shard):
+            raise RuntimeError(
+                "Error in x at /a/StandardGpuResources.cpp:471: Error: 'err == cudaSuccess' failed: out of memory"
+            )
+        copy = faiss.clone_index(index)
+
+        def search(queries: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
+            self.searches.append((len(queries), k))
+            self.threads.add(threading.get_ident())
+            if self.failing or k > 2048:
+                raise RuntimeError("Error in x at /a/GpuIndex.cu:1: Error: out of memory")
+            return copy.search(queries, k)
+
+        return SimpleNamespace(search=search)
+
+
+@pytest.fixture
+def flat() -> faiss.Index:
+    index = faiss.IndexFlatIP(16)
+    index.add(unit_rows(5000))
+    return index
+
+
+def test_without_a_gpu_the_cpu_searches_and_no_gpu_symbol_is_touched(flat, monkeypatch):
+    monkeypatch.delattr(faiss, "index_cpu_to_all_gpus")
+    served = serve(flat)
+    assert isinstance(served, CpuIndex) and served.device == "CPU" and served.note is None
+    assert np.array_equal(served.search(unit_rows(3), 5)[1], flat.search(unit_rows(3), 5)[1])
+    monkeypatch.delattr(faiss, "get_num_gpus")
+    assert gpu_count() == 0
+
+
+@pytest.mark.parametrize(
+    ("count", "room", "device", "sharded"),
+    [
+        (1, "copies", "1 GPU, at half precision", [False]),
+        (2, "copies", "2 GPUs, the index on each, at half precision", [False]),
+        (2, "shards", "2 GPUs, a part of the index on each, at half precision", [False, True]),
+    ],
+)
+def test_an_index_is_copied_to_each_gpu_or_shared_out(flat, monkeypatch, count, room, device, sharded):
+    gpus = FakeGpus(count, room=room).install(monkeypatch)
+    served = serve(flat)
+    assert served.device == device
+    assert [options.shard for options in gpus.made] == sharded
+    assert all(options.useFloat16 for options in gpus.made)
+    assert np.array_equal(served.search(unit_rows(3), 5)[1], flat.search(unit_rows(3), 5)[1])
+    assert gpus.searches == [(3, 5)] and served.note is None
+    served.close()
+
+
+def test_an_index_that_no_gpu_has_room_for_stays_on_the_cpu_and_says_so(flat, monkeypatch):
+    FakeGpus(2, room="none").install(monkeypatch)
+    with pytest.warns(RuntimeWarning, match="the index stays on the CPU.*out of memory"):
+        served = serve(flat)
+    assert served.device == "CPU (the GPU does not take it: 'err == cudaSuccess' failed: out of memory)"
+    assert served.search(unit_rows(1), 5)[1].shape == (1, 5)
+
+
+@pytest.mark.parametrize(
+    ("factory", "part"),
+    [("HNSW8", "IndexHNSWFlat"), ("IVF4,PQ8x4fs", "IndexIVFPQFastScan"), ("PCA8,SQ8", "IndexScalarQuantizer"),
+     ("IVF4_HNSW8,Flat", "IndexHNSWFlat"), ("IVF4,SQ8,RFlat", "IndexRefineFlat")],
+)  # fmt: skip
+def test_types_that_faiss_has_on_no_gpu_stay_on_the_cpu(monkeypatch, factory, part):
+    gpus = FakeGpus(1).install(monkeypatch)
+    served = serve(train_index(factory, VectorStore(unit_rows(200))))
+    assert served.device == f"CPU (there is a GPU, but FAISS has no {part} for it)"
+    assert gpus.made == []
+
+
+@pytest.mark.parametrize("factory", ["Flat", "IVF4,Flat", "IVF4,SQ8", "IVF4,PQ4", "PCA8,IVF4,Flat"])
+def test_types_for_the_gpu_go_there(monkeypatch, factory):
+    FakeGpus(1).install(monkeypatch)
+    served = serve(train_index(factory, VectorStore(unit_rows(300))))
+    assert isinstance(served, GpuIndex)
+    served.close()
+
+
+def test_more_results_than_a_gpu_gives_come_from_the_cpu_with_a_note(flat, monkeypatch):
+    gpus = FakeGpus(1).install(monkeypatch)
+    served = serve(flat)
+    assert np.array_equal(served.search(unit_rows(2), 2049)[1], flat.search(unit_rows(2), 2049)[1])
+    assert served.note == "searched on the CPU: 2,049 results are more than the 2,048 of a GPU"
+    assert gpus.searches == []
+    served.search(unit_rows(2), 2048)
+    assert served.note is None and gpus.searches == [(2, 2048)]
+    served.close()
+
+
+def test_more_lists_than_a_gpu_probes_are_searched_by_the_cpu(monkeypatch):
+    FakeGpus(1).install(monkeypatch)
+    index = train_index("IVF4,Flat", VectorStore(unit_rows(200)))
+    index.nprobe = 3000
+    served = serve(index)
+    served.search(unit_rows(1), 5)
+    assert "nprobe 3,000 is more than" in (served.note or "")
+    served.close()
+
+
+def test_a_failing_gpu_is_replaced_by_the_cpu_with_a_note_each_time_and_one_warning(flat, monkeypatch):
+    gpus = FakeGpus(1).install(monkeypatch)
+    served = serve(flat)
+    gpus.failing = True
+    with pytest.warns(RuntimeWarning, match="searched on the CPU, since the GPU failed: out of memory"):
+        _, rows = served.search(unit_rows(4), 6)
+    assert np.array_equal(rows, flat.search(unit_rows(4), 6)[1])
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        served.search(unit_rows(4), 6)
+    assert served.note == "searched on the CPU: out of memory"
+    gpus.failing = False
+    served.search(unit_rows(4), 6)
+    assert served.note is None
+    served.close()
+
+
+def test_a_note_belongs_to_the_thread_that_searched(flat, monkeypatch):
+    FakeGpus(1).install(monkeypatch)
+    served = serve(flat)
+
+    def search(k):
+        served.search(unit_rows(1, seed=k), k)
+        return served.note is not None
+
+    ks = [5, 2049] * 20
+    with ThreadPoolExecutor(8) as pool:
+        assert list(pool.map(search, ks)) == [k > 2048 for k in ks]
+    served.close()
+
+
+def _ask(served, seed):
+    return served.search(unit_rows(1, seed=seed), 3)
+
+
+def test_one_thread_uses_the_gpu_and_ends_with_the_index(flat, monkeypatch):
+    gpus = FakeGpus(1).install(monkeypatch)
+    served = serve(flat)
+    with ThreadPoolExecutor(8) as pool:
+        found = [rows for _, rows in pool.map(partial(_ask, served), range(50))]
+    for i, rows in enumerate(found):
+        assert np.array_equal(rows, flat.search(unit_rows(1, seed=i), 3)[1])
+    assert len(gpus.threads) == 1
+    del served
+    gc.collect()
+    assert not any(thread.name == "index-search" for thread in threading.enumerate())
+
+
+def test_an_opened_index_is_served_by_the_gpu_but_for_filters(embedder, new_catalog, tmp_path, monkeypatch):
+    folder = tmp_path / "index"
+    build_index(embedder, new_catalog(n=3000, images=0), folder, progress=False)
+    on_cpu = Index.open(folder)
+    gpus = FakeGpus(2).install(monkeypatch)
+    index = Index.open(folder)
+    assert index.device.startswith("2 GPUs")
+    queries = unit_rows(7)
+    assert np.array_equal(index.search(queries, 5)[1], on_cpu.search(queries, 5)[1])
+    assert gpus.searches == [(7, 5)]
+    where = {"colour": "red"}
+    assert np.array_equal(index.search(queries, 5, where)[1], on_cpu.search(queries, 5, where)[1])
+    assert gpus.searches == [(7, 5)]
+    # a few deleted rows are no filter: the GPU finds as many more
+    gone = on_cpu.ids[int(on_cpu.search(queries[:1], 1)[1][0, 0])]
+    delete_items(folder, ids=[gone, "g1", "g2"])
+    index = Index.open(folder)
+    scores, rows = index.search(queries, 5)
+    assert gpus.searches[-1] == (7, 8)
+    monkeypatch.setattr(faiss, "get_num_gpus", lambda: 0)
+    expected = Index.open(folder).search(queries, 5)
+    assert np.array_equal(rows, expected[1]) and np.allclose(scores, expected[0], atol=1e-6)

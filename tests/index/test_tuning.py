@@ -1,0 +1,148 @@
+import json
+
+import faiss
+import numpy as np
+import pytest
+
+import fanoise.embedder
+from fanoise.errors import ArtifactError, InputError
+from index.__main__ import main
+from index.build import build_index
+from index.factory import train_index
+from index.held_out import HeldOut
+from index.manifest import Manifest
+from index.retune import tune_index
+from index.search import Index
+from index.store import VectorStore
+from index.tuning import set_parameters, tune
+
+
+def unit_rows(n: int, dim: int = 16, seed: int = 0) -> np.ndarray:
+    rows = np.random.default_rng(seed).normal(size=(n, dim)).astype(np.float32)
+    return rows / np.linalg.norm(rows, axis=1, keepdims=True)
+
+
+@pytest.fixture(scope="module")
+def store() -> VectorStore:
+    return VectorStore(unit_rows(2000))
+
+
+@pytest.fixture(scope="module")
+def queries(store) -> HeldOut:
+    return HeldOut.of_vectors(store, unit_rows(50, seed=1), "q")
+
+
+@pytest.mark.parametrize(
+    ("factory", "name"), [("IVF32,Flat", "nprobe"), ("PCA16,IVF32,Flat", "nprobe"), ("HNSW8", "efSearch")]
+)
+@pytest.mark.parametrize("target", [0.7, 0.95])
+def test_the_chosen_point_is_the_cheapest_that_reaches_the_target(store, queries, factory, name, target):
+    index = train_index(factory, store)
+    tuned = tune(index, queries, target=target)
+    chosen = tuned.parameters[name]
+    assert tuned.is_reached and tuned.recall >= target
+    assert queries.recall(index) == tuned.recall  # it is set on the index
+    steps = max(1, chosen // 8)  # as finely as it was looked for
+    least = 16 if name == "efSearch" else 1
+    if chosen > least:
+        set_parameters(index, {name: max(least, chosen - steps - 1)})
+        assert queries.recall(index) < target
+    recalls = [point.recall for point in tuned.curve]
+    times = [point.ms for point in tuned.curve if point.parameters != tuned.parameters]
+    assert recalls == sorted(recalls) and times == sorted(times)
+    assert tuned.parameters in [point.parameters for point in tuned.curve]
+
+
+@pytest.mark.parametrize("factory", ["IVF32,PQ8x4fs,RFlat", "IVF32,RaBitQ,Refine(SQ8)"])
+def test_a_refined_index_is_tuned_in_both_its_parameters(store, queries, factory):
+    index = train_index(factory, store)
+    tuned = tune(index, queries, target=0.9)
+    assert tuned.is_reached
+    assert set(tuned.parameters) == {"nprobe", "k_factor_rf"}
+    assert queries.recall(index) == tuned.recall >= 0.9
+    set_parameters(index, tuned.parameters | {"k_factor_rf": 1})
+    assert queries.recall(index) < 0.9
+
+
+def test_a_target_out_of_reach_takes_the_best_there_is(store, queries):
+    index = train_index("IVF32,PQ4x4", store)
+    tuned = tune(index, queries, target=0.9)
+    assert not tuned.is_reached
+    assert tuned.recall == max(point.recall for point in tuned.curve) == queries.recall(index) < 0.9
+
+
+@pytest.mark.parametrize("factory", ["Flat", "SQ8", "PQ8x4"])
+def test_types_that_look_at_every_vector_have_nothing_to_tune(store, queries, factory):
+    tuned = tune(train_index(factory, store), queries)
+    assert (tuned.parameters, tuned.curve) == ({}, [])
+
+
+@pytest.mark.parametrize("recall", [0, -1, 1.01, float("nan")])
+def test_a_recall_out_of_range_is_refused(store, queries, embedder, new_catalog, tmp_path, recall):
+    with pytest.raises(InputError, match="recall must be above 0 and at most 1"):
+        tune(train_index("HNSW8", store), queries, target=recall)
+    with pytest.raises(InputError, match="recall must be above 0"):
+        build_index(embedder, new_catalog(), tmp_path / "index", recall=recall, progress=False)
+    assert embedder.batches == []
+
+
+@pytest.mark.parametrize("parameters", [{"nprobe": 0}, {"nprobe": True}, {"ht": 3}, {"nprobe": 1.5}, {"efSearch": 8}])
+def test_parameters_that_do_not_suit_are_refused(store, parameters):
+    with pytest.raises(ArtifactError, match=f"search parameter {next(iter(parameters))}="):
+        set_parameters(train_index("IVF32,Flat", store), parameters)
+
+
+def test_texts_of_the_catalogue_tune_it_and_both_recalls_are_kept(embedder, new_catalog, tmp_path):
+    folder = tmp_path / "index"
+    manifest = build_index(embedder, new_catalog(n=300, images=0), folder, factory="IVF16,Flat", progress=False)
+    assert manifest.tuning["source"] == "texts of the catalogue"
+    assert manifest.tuning["queries"] == 256
+    assert manifest.tuning["recall"] >= manifest.tuning["target"] == 0.95
+    assert any(point["parameters"] == f"nprobe={manifest.search['nprobe']}" for point in manifest.curve)
+    assert set(manifest.curve[0]) == {"parameters", "recall", "ms"}
+    assert 0 < manifest.ann_overlap <= 1
+    flat = build_index(embedder, new_catalog(n=30, images=0, name="few"), tmp_path / "flat", progress=False)
+    assert (flat.search, flat.curve, flat.tuning) == ({}, [], {})
+
+
+def test_tuned_parameters_are_set_at_opening_with_and_without_filters(embedder, new_catalog, tmp_path):
+    folder = tmp_path / "index"
+    build_index(embedder, new_catalog(n=300, images=0), folder, factory="IVF16,Flat", recall=0.3, progress=False)
+    few = Manifest.read(folder).search["nprobe"]
+    tuned = tune_index(folder, recall=1.0)
+    assert tuned.search["nprobe"] > few
+    assert tuned.generation == 2
+    index = Index.open(folder)
+    assert faiss.read_index(str(index.generation / "index.faiss")).nprobe == few  # the file is the old one
+    vectors, queries = index.vectors.rows(slice(None)), unit_rows(20)
+    for where in (None, {"colour": "red"}):
+        keep = np.flatnonzero(index.matching(where))
+        exact = keep[np.argsort(-(queries @ vectors[keep].T), axis=1)[:, :5]]
+        assert np.mean(index.search(queries, 5, where)[1] == exact) > 0.97
+    with pytest.raises(InputError, match="nothing to tune: factory Flat looks at every vector"):
+        build_index(embedder, new_catalog(n=30, images=0, name="few"), tmp_path / "flat", progress=False)
+        tune_index(tmp_path / "flat")
+
+
+def test_tune_info_and_plot_as_commands(embedder, new_catalog, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(fanoise.embedder.Embedder, "from_pretrained", lambda path, *, device=None: embedder)
+    folder, file = str(tmp_path / "index"), tmp_path / "q.txt"
+    file.write_text("\n".join(f"query {i}" for i in range(40)))
+    options = ["--factory", "IVF16,Flat", "--recall", "0.5", "--no-progress"]
+    catalog = str(new_catalog(n=300, images=0))
+    assert main(["build", "--embedder", "run", "--catalog", catalog, "--out", folder, *options]) == 0
+    assert "for 256 queries (texts of the catalogue), target 0.5" in capsys.readouterr().out
+    assert main(["tune", "--index", folder, "--recall", "0.9", "--tune-queries", str(file)]) == 0
+    out = capsys.readouterr().out
+    assert "for 40 queries (queries of q.txt), target 0.9" in out
+    assert main(["tune", "--index", folder, "--json"]) == 0
+    tuned = json.loads(capsys.readouterr().out)
+    assert tuned["tuning"]["target"] == 0.9  # as before
+    picture = tmp_path / "curve.png"
+    assert main(["info", "--index", folder, "--plot", str(picture)]) == 0
+    out = capsys.readouterr().out
+    assert f"nprobe={tuned['search']['nprobe']}  <" in out
+    assert picture.stat().st_size > 5000
+    with pytest.raises(SystemExit):
+        main(["tune", "--index", folder, "--tune-queries", str(tmp_path / "none")])
+    assert "no such file" in capsys.readouterr().err
