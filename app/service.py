@@ -70,6 +70,8 @@ class ArmCard:
     name: str
     noise: Mapping[str, Any]
     count: int
+    device: str = "CPU"
+    """What searches."""
 
 
 @dataclass(frozen=True)
@@ -154,7 +156,8 @@ class Service:
 
     def describe(self, catalog: str, arm: Arm) -> ArmCard:
         searcher = self.searcher(catalog, arm)
-        return ArmCard(name=searcher.embedder.name, noise=searcher.embedder.noise, count=len(searcher.backend))
+        backend, embedder = searcher.backend, searcher.embedder
+        return ArmCard(name=embedder.name, noise=embedder.noise, count=len(backend), device=backend.device)
 
     def categories(self, catalog: str) -> list[str]:
         """The sorted values of the field `category`; none if there is no such field or too many for a menu."""

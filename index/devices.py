@@ -18,11 +18,13 @@ import faiss
 import numpy as np
 
 from index.dispatcher import Answer, Dispatcher
+from index.factory import empty_index
 from index.faiss_file import faiss_reason
 
 _MOST_ON_GPU = 2048
 """Results, and lists searched, of FAISS on GPUs."""
 _GPU_TYPES = ("IndexFlat", "IndexFlatIP", "IndexIVFFlat", "IndexIVFPQ", "IndexIVFScalarQuantizer")
+_NONE_OF = "there is a GPU, but FAISS has no {} for it"
 _FAILURES = (RuntimeError, MemoryError)
 """What FAISS raises, for want of memory as for all else."""
 
@@ -111,7 +113,7 @@ def serve(index: faiss.Index) -> CpuIndex | GpuIndex:
         return CpuIndex(index)
     odd = _not_for_gpu(index)
     if odd is not None:
-        return CpuIndex(index, f"there is a GPU, but FAISS has no {odd} for it")
+        return CpuIndex(index, _NONE_OF.format(odd))
     reason = ""
     for is_sharded in (False, True) if count > 1 else (False,):
         options = faiss.GpuMultipleClonerOptions()
@@ -128,6 +130,15 @@ def serve(index: faiss.Index) -> CpuIndex | GpuIndex:
         return GpuIndex(index, on_gpu, f"{count} GPUs, {how}, at half precision")
     warnings.warn(f"the index stays on the CPU, since the GPU does not take it: {reason}", RuntimeWarning, stacklevel=2)
     return CpuIndex(index, f"the GPU does not take it: {reason}")
+
+
+def describe_device(factory: str, dim: int) -> str:
+    """What would search an index of this type on this machine, should it fit; reads no file."""
+    count = gpu_count()
+    odd = _not_for_gpu(empty_index(factory, dim)) if count else None
+    if odd is not None:
+        return f"CPU ({_NONE_OF.format(odd)})"
+    return f"{count} GPU{'s' * (count > 1)}" if count else "CPU"
 
 
 def _not_for_gpu(index: faiss.Index) -> str | None:

@@ -31,7 +31,7 @@ class Dispatcher:
         """
         Args:
             search: queries float32 [Q, D] and k in, scores and rows [Q, k] out; only ever called by one thread.
-            window_s: how long the first request of a call waits for others.
+            window_s: how long the first request of a call waits for others, if there were others the last time.
             most: queries of a call at which nobody is waited for any more.
         """
         self._requests: queue.SimpleQueue[_Request | None] = queue.SimpleQueue()
@@ -63,8 +63,11 @@ class Dispatcher:
 
 
 def _serve(requests: "queue.SimpleQueue[_Request | None]", search: Search, window_s: float, most: int) -> None:
+    is_busy = False
     while (first := requests.get()) is not None:
-        batch, is_last = _gather(requests, first, window_s, most)
+        # a caller who is alone need not wait; others, while a call is under way, line up by themselves
+        batch, is_last = _gather(requests, first, window_s if is_busy else 0.0, most)
+        is_busy = len(batch) > 1
         # only equal k are joined: the best of more need not begin with the best of fewer
         for k, group in groupby(sorted(batch, key=lambda request: request.k), key=lambda request: request.k):
             _answer(list(group), k, search)

@@ -41,7 +41,7 @@ class Choice:
 def check_factory(factory: str, dim: int) -> None:
     """Raise InputError, before hours of encoding, for a string that FAISS or we do not know."""
     if factory != "auto":
-        check_types(_empty_index(factory, dim), factory)
+        check_types(empty_index(factory, dim), factory)
 
 
 def choose_factory(
@@ -90,14 +90,25 @@ def choose_factory(
 
 def memory_to_build(factory: str, count: int, dim: int) -> int:
     """Bytes, at most, while an index is trained and filled; an estimate. Raises InputError for an unknown factory."""
-    index = _empty_index(factory, dim)
+    index = empty_index(factory, dim)
     training = 0 if index.is_trained else 4 * dim * min(count, _wanted_rows(index))
     return training + index_memory(index, count, building=True)
 
 
+def empty_index(factory: str, dim: int) -> faiss.Index:
+    """An untrained index of inner products. Raises InputError for a string that FAISS does not know."""
+    try:
+        return faiss.index_factory(dim, factory, faiss.METRIC_INNER_PRODUCT)
+    except RuntimeError as error:
+        raise InputError(
+            f"factory {factory!r} is not one that FAISS can build for inner products and dim {dim}: "
+            f"{faiss_reason(error)}; use auto, Flat, or for example HNSW32 or IVF256,Flat"
+        ) from error
+
+
 def train_index(factory: str, vectors: VectorStore, *, seed: int = 0) -> faiss.Index:
     """An index of inner products over the rows, labelled by row; trained on a sample. Raises InputError."""
-    index = _empty_index(factory, vectors.dim)
+    index = empty_index(factory, vectors.dim)
     try:
         if not index.is_trained:
             index.train(np.ascontiguousarray(vectors.rows(training_rows(index, len(vectors), seed))))
@@ -154,7 +165,7 @@ def _lists(count: int) -> int:
 
 
 def _serving(factory: str, count: int, dim: int) -> int:
-    return index_memory(_empty_index(factory, dim), count)
+    return index_memory(empty_index(factory, dim), count)
 
 
 def _wanted_rows(index: faiss.Index) -> int:
@@ -163,6 +174,7 @@ def _wanted_rows(index: faiss.Index) -> int:
 
 
 def training_rows(index: faiss.Index, count: int, seed: int) -> np.ndarray | slice:
+    """The rows that an index of this type is trained with, of `count`."""
     wanted = _wanted_rows(index)
     if count <= wanted:
         return slice(None)
@@ -178,13 +190,3 @@ def _too_large(what: str, need: int, free: int, count: int, dim: int) -> str:
 
 def _gigabytes(size: float) -> str:
     return f"{size / 1e9:.2g} GB" if size < 1e10 else f"{size / 1e9:.0f} GB"
-
-
-def _empty_index(factory: str, dim: int) -> faiss.Index:
-    try:
-        return faiss.index_factory(dim, factory, faiss.METRIC_INNER_PRODUCT)
-    except RuntimeError as error:
-        raise InputError(
-            f"factory {factory!r} is not one that FAISS can build for inner products and dim {dim}: "
-            f"{faiss_reason(error)}; use auto, Flat, or for example HNSW32 or IVF256,Flat"
-        ) from error

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 K = 10
 """Recall is that of the ten nearest."""
 QUERIES = 256
+SAMPLED_ROWS = "sampled rows"
 _TIE = 1e-6
 
 
@@ -51,7 +52,7 @@ class HeldOut:
         """Sampled rows, each looking for its nearest others."""
         rows = np.random.default_rng(seed).choice(len(store), size=min(most, len(store)), replace=False)
         rows.sort()
-        return cls._answered(store, np.ascontiguousarray(store.rows(rows)), rows, "sampled rows")
+        return cls._answered(store, np.ascontiguousarray(store.rows(rows)), rows, SAMPLED_ROWS)
 
     @classmethod
     def of_vectors(cls, store: VectorStore, vectors: np.ndarray, source: str) -> Self:

@@ -10,6 +10,7 @@ import pyarrow.parquet as pq
 from index.build import Built
 from index.encoding.assemble import DUPLICATE_OF
 from index.encoding.rejects import Reject, kinds_of
+from index.held_out import SAMPLED_ROWS
 from index.items import field_names
 from index.manifest import ITEMS, REBUILD, REJECTS, THUMBNAILS, Manifest
 from index.search import Answer
@@ -88,8 +89,12 @@ def describe_faults(folder: Path, faults: Sequence[str], *, reencoded: int) -> s
     return f"{folder} is sound: {_count(manifest.live, 'item')}, generation {manifest.generation}{again}"
 
 
-def describe_index(folder: Path, manifest: Manifest) -> str:
-    """A summary of the manifest, and the names of the fields."""
+def describe_index(folder: Path, manifest: Manifest, device: str) -> str:
+    """A summary of the manifest, and the names of the fields.
+
+    Args:
+        device: what searches the index on this machine.
+    """
     embedder = manifest.embedder
     ledger = manifest.generation_in(folder) / REJECTS
     shortened = f", the first of the embedder's {manifest.embedder_dim}" if manifest.dim < manifest.embedder_dim else ""
@@ -110,6 +115,7 @@ def describe_index(folder: Path, manifest: Manifest) -> str:
         ("fingerprint", ", ".join(f"{part} {value[:12]}" for part, value in embedder.fingerprint.items())),
         ("noise", _noise(embedder.noise)),
         ("factory", f"{manifest.factory} ({manifest.factory_reason})"),
+        ("searched by", device),
         (
             "ann overlap",
             f"{manifest.ann_overlap:.3f} of the exact ten nearest" + ", of sampled rows" * bool(manifest.curve),
@@ -127,10 +133,11 @@ def describe_tuning(manifest: Manifest) -> Iterator[str]:
     if not manifest.tuning:
         return
     tuning = manifest.tuning
-    missed = ": not reached, this is the best there is" if tuning["recall"] < tuning["target"] else ""
-    source = f"{tuning['queries']} queries ({_plain(tuning['source'])})"
-    yield f"recall@10 {tuning['recall']:.3f} for {source}, target {tuning['target']:g}{missed}; "
-    yield f"{manifest.ann_overlap:.3f} for sampled rows, which are found more easily than queries"
+    missed = ", which was not reached: this is the best there is" if tuning["recall"] < tuning["target"] else ""
+    reached = f"recall@10 {tuning['recall']:.3f} over {tuning['queries']} {_plain(tuning['source'])}"
+    yield f"{reached}, target {tuning['target']:g}{missed}"
+    if tuning["source"] != SAMPLED_ROWS:
+        yield f"recall@10 {manifest.ann_overlap:.3f} over {SAMPLED_ROWS}, which lie where the index expects them"
     chosen = ",".join(f"{name}={value}" for name, value in manifest.search.items())
     lines = [
         [
@@ -140,7 +147,7 @@ def describe_tuning(manifest: Manifest) -> Iterator[str]:
         ]
         for point in manifest.curve
     ]
-    yield from _table(["recall", "ms", "parameters"], lines)
+    yield from _table(["recall", "ms", "parameters"], lines, numbers=2)
 
 
 def index_sizes(folder: Path, manifest: Manifest) -> dict[str, int]:
@@ -150,8 +157,12 @@ def index_sizes(folder: Path, manifest: Manifest) -> dict[str, int]:
     return sizes | {"total": sum(sizes.values())}
 
 
-def describe_answer(answer: Answer) -> str:
-    """A table of the hits; in a hybrid search with what they are ordered by. Notes come last."""
+def describe_answer(answer: Answer, device: str) -> str:
+    """A table of the hits; in a hybrid search with what they are ordered by. Notes come last.
+
+    Args:
+        device: what searched.
+    """
     notes = [f"note: {_plain(note)}" for note in answer.notes]
     if not answer.hits:
         return "\n".join(["No hits.", *notes])
@@ -169,7 +180,7 @@ def describe_answer(answer: Answer) -> str:
         for hit in answer.hits
     ]
     latency = ", ".join(f"{part} {value:.1f} ms" for part, value in answer.latency_ms.items())
-    return "\n".join([*_table(header, lines, numbers=header.index("id")), "", latency, *notes])
+    return "\n".join([*_table(header, lines, numbers=header.index("id")), "", f"{latency} on {device}", *notes])
 
 
 def _table(header: list[str], lines: list[list[str]], *, numbers: int) -> Iterator[str]:

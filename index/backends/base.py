@@ -42,6 +42,11 @@ class Backend(Protocol):
     @property
     def live_ids(self) -> list[str]: ...
 
+    @property
+    def device(self) -> str:
+        """What searches, for people: "CPU", GPUs, or a server."""
+        ...
+
     def __len__(self) -> int: ...
 
     def __str__(self) -> str:

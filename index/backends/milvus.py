@@ -95,6 +95,10 @@ class MilvusBackend:
         return Path(given) if given else _joined(self.address.folder, self.facts.folder)
 
     @property
+    def device(self) -> str:
+        return "Milvus Lite" if self.address.is_file else "Milvus"  # without the host: pages show it to visitors
+
+    @property
     def embedder(self) -> EmbedderRef:
         ref = self.facts.embedder
         return ref if ref.path is None else replace(ref, path=str(_joined(self.address.folder, ref.path)))

@@ -59,12 +59,15 @@ def add_export(commands: "Commands[Parser]") -> None:
 
 
 def _run_info(args: argparse.Namespace) -> int:
+    from index.devices import describe_device
     from index.manifest import Manifest
     from index.report import describe_index, index_sizes
 
     manifest = Manifest.read(args.index)
-    content = manifest.to_dict() | {"live": manifest.live, "sizes": index_sizes(args.index, manifest)}
-    print(json.dumps(content, indent=2) if args.json else describe_index(args.index, manifest))
+    device = describe_device(manifest.factory, manifest.dim)
+    found = {"live": manifest.live, "device": device, "sizes": index_sizes(args.index, manifest)}
+    content = manifest.to_dict() | found
+    print(json.dumps(content, indent=2) if args.json else describe_index(args.index, manifest, device))
     if args.plot is not None:
         from index.curve_plot import plot_curve
 

@@ -66,5 +66,6 @@ def _run_search(args: argparse.Namespace) -> int:
         min_score=args.min_score,
         hybrid=args.hybrid,
     )
-    print(json.dumps(answer.to_json(), ensure_ascii=False) if args.json else describe_answer(answer))
+    device = searcher.backend.device
+    print(json.dumps(answer.to_json(), ensure_ascii=False) if args.json else describe_answer(answer, device))
     return 0

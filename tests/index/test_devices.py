@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from index.build import build_index
-from index.devices import CpuIndex, GpuIndex, gpu_count, serve
+from index.devices import CpuIndex, GpuIndex, describe_device, gpu_count, serve
 from index.factory import train_index
 from index.search import Index
 from index.store import VectorStore
@@ -113,6 +113,7 @@ def test_types_that_faiss_has_on_no_gpu_stay_on_the_cpu(monkeypatch, factory, pa
     served = serve(train_index(factory, VectorStore(unit_rows(200))))
     assert served.device == f"CPU (there is a GPU, but FAISS has no {part} for it)"
     assert gpus.made == []
+    assert describe_device(factory, 16) == served.device
 
 
 @pytest.mark.parametrize("factory", ["Flat", "IVF4,Flat", "IVF4,SQ8", "IVF4,PQ4", "PCA8,IVF4,Flat"])
@@ -120,6 +121,7 @@ def test_types_for_the_gpu_go_there(monkeypatch, factory):
     FakeGpus(1).install(monkeypatch)
     served = serve(train_index(factory, VectorStore(unit_rows(300))))
     assert isinstance(served, GpuIndex)
+    assert describe_device(factory, 16) == "1 GPU"
     served.close()
 
 

@@ -131,10 +131,10 @@ def test_tune_info_and_plot_as_commands(embedder, new_catalog, tmp_path, monkeyp
     options = ["--factory", "IVF16,Flat", "--recall", "0.5", "--no-progress"]
     catalog = str(new_catalog(n=300, images=0))
     assert main(["build", "--embedder", "run", "--catalog", catalog, "--out", folder, *options]) == 0
-    assert "for 256 queries (texts of the catalogue), target 0.5" in capsys.readouterr().out
+    assert "over 256 texts of the catalogue, target 0.5" in capsys.readouterr().out
     assert main(["tune", "--index", folder, "--recall", "0.9", "--tune-queries", str(file)]) == 0
     out = capsys.readouterr().out
-    assert "for 40 queries (queries of q.txt), target 0.9" in out
+    assert "over 40 queries of q.txt, target 0.9" in out
     assert main(["tune", "--index", folder, "--json"]) == 0
     tuned = json.loads(capsys.readouterr().out)
     assert tuned["tuning"]["target"] == 0.9  # as before
