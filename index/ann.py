@@ -1,4 +1,8 @@
-"""From vectors to index.faiss: the type chosen, trained, filled, tuned to a recall and measured."""
+"""From vectors to index.faiss: the type chosen, trained, filled, tuned to a recall and measured.
+
+A flat index has its vectors twice on the disk, in index.faiss and in vectors.npy. In memory they are there once: of
+vectors.npy, which is mapped, only what is asked for is read.
+"""
 
 from collections.abc import Callable
 from pathlib import Path

@@ -149,7 +149,7 @@ def _candidates(count: int, dim: int, precision: Precision, recall: float) -> It
         elif is_plain:
             yield (
                 f"IVF{lists},{_CODES[codes]}",
-                f"inverted lists, too many for exact search and too few for codes: {n}{stored}",
+                f"inverted lists of whole vectors, since exact search would be slow for {n}{stored}",
             )
         else:
             codes_of = f"PQ{dim // 2}x4fs" if dim % 2 == 0 else "RaBitQ"
