@@ -33,6 +33,7 @@ class CpuIndex:
     """An index that is searched by the thread that asks."""
 
     note: str | None = None
+    is_half = False
 
     def __init__(self, index: faiss.Index, why: str = "") -> None:
         self._index = index
@@ -42,12 +43,18 @@ class CpuIndex:
     def search(self, queries: np.ndarray, k: int, params: Any = None, mask: np.ndarray | None = None) -> Answer:
         return self._index.search(queries, k, params=params)
 
+    def takes(self, k: int, mask: np.ndarray | None) -> bool:
+        return False
+
     def close(self) -> None:
         pass
 
 
 class GpuIndex:
     """An index on GPUs, with the one on the CPU behind it. Any number of threads may search."""
+
+    is_half = True
+    """Whether scores are those of vectors at half precision."""
 
     def __init__(self, index: faiss.Index, on_gpu: Any, device: str) -> None:
         self._index = index
@@ -61,7 +68,7 @@ class GpuIndex:
 
     @property
     def note(self) -> str | None:
-        """That, and why, the CPU did this thread's last search; None if a GPU did."""
+        """That, and why, the CPU does what this thread asked for last; None if a GPU does."""
         return getattr(self._last, "note", None)
 
     def search(self, queries: np.ndarray, k: int, params: Any = None, mask: np.ndarray | None = None) -> Answer:
@@ -69,9 +76,10 @@ class GpuIndex:
 
         Args:
             params: FAISS's, for a search that is kept to some rows.
-            mask: bool [N], the same rows; where few are outside, a GPU can search for as many more.
+            mask: bool [N], the same rows; where few are outside, a GPU can search for as many more. None leaves a
+                search with `params` to the CPU.
         """
-        outside = 0 if mask is None else len(mask) - int(np.count_nonzero(mask))
+        outside = _outside(mask)
         reason = self._cannot(k, outside, is_filtered=params is not None and mask is None)
         if reason is None:
             try:
@@ -85,6 +93,12 @@ class GpuIndex:
                     warnings.warn(f"searched on the CPU, since the GPU failed: {reason}", RuntimeWarning, stacklevel=2)
         self._last.note = f"searched on the CPU: {reason}"
         return self._index.search(queries, k, params=params)
+
+    def takes(self, k: int, mask: np.ndarray | None) -> bool:
+        """Whether a GPU can search within the rows of `mask`, as in `search`. If not, the note says so from now on."""
+        reason = self._cannot(k, _outside(mask), is_filtered=mask is None)
+        self._last.note = None if reason is None else f"searched on the CPU: {reason}"
+        return reason is None
 
     def close(self) -> None:
         """End the thread, after what has been asked. Later searches are an error."""
@@ -150,6 +164,10 @@ def _not_for_gpu(index: faiss.Index) -> str | None:
     if name not in _GPU_TYPES:
         return name
     return _not_for_gpu(part.quantizer) if isinstance(part, faiss.IndexIVF) else None
+
+
+def _outside(mask: np.ndarray | None) -> int:
+    return 0 if mask is None else len(mask) - int(np.count_nonzero(mask))
 
 
 def _kept(scores: np.ndarray, rows: np.ndarray, k: int, mask: np.ndarray) -> Answer:

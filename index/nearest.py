@@ -32,7 +32,6 @@ class Nearest:
     def __init__(self, ann: faiss.Index, vectors: VectorStore) -> None:
         self._ann = ann
         self._served = serve(ann)
-        self._vectors = vectors
         # the rows that FAISS has in memory, where it has them as they are: no need for them to be there twice
         self._rows = _rows_within(ann) or vectors
 
@@ -43,17 +42,19 @@ class Nearest:
             queries: float32 [Q, D], contiguous.
         Returns: cosine similarities float32 [Q, k] and rows int64 [Q, k], best first.
         """
-        if selection is not None and self.compares_all(selection):
+        # a GPU leaves rows out by searching for as many more, which costs recall where they are many
+        mask = None if selection is None or selection.share < _SLACK else selection.mask
+        if selection is not None and self.compares_all(selection) and not self._served.takes(k, mask):
             return search_exact(self._rows, queries, k, selection.rows)
         if selection is None:
             scores, rows = self._served.search(queries, k)
         elif can_filter(self._ann):
             effort = max(1.0, _SLACK / selection.share)
             params = search_parameters(self._ann, selection.bits, effort=effort)
-            scores, rows = self._served.search(queries, k, params, selection.mask)
+            scores, rows = self._served.search(queries, k, params, mask)
         else:
             scores, rows = self._search_more(queries, k, selection)
-        if not keeps_vectors(self._ann):
+        if self._served.is_half or not keeps_vectors(self._ann):
             scores, rows = self._rescored(queries, rows)
         short = np.flatnonzero((rows < 0).any(axis=1))
         if len(short):
@@ -65,6 +66,11 @@ class Nearest:
     def device(self) -> str:
         """What searches: the CPU or GPUs."""
         return self._served.device
+
+    @property
+    def note(self) -> str | None:
+        """That, and why, the CPU did this thread's last search in place of a GPU."""
+        return self._served.note
 
     def compares_all(self, selection: Selection) -> bool:
         """Whether a search within these rows goes through all of them."""
@@ -85,11 +91,11 @@ class Nearest:
         return scores, rows
 
     def _rescored(self, queries: np.ndarray, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """The same rows with their cosines, ordered by them, in place of what FAISS makes of compressed vectors."""
+        """The same rows with their cosines, ordered by them, in place of what FAISS makes of smaller vectors."""
         scores = np.full(rows.shape, -np.inf, np.float32)
         for i, (query, line) in enumerate(zip(queries, rows, strict=True)):
             found = line >= 0
-            scores[i, found] = self._vectors.rows(line[found]) @ query
+            scores[i, found] = self._rows.rows(line[found]) @ query
         order = np.argsort(-scores, axis=1, kind="stable")
         return np.take_along_axis(scores, order, axis=1), np.take_along_axis(rows, order, axis=1)
 

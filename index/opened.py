@@ -274,16 +274,16 @@ class Index:
         return np.concatenate([queries @ self.vectors.rows(block).T for block in blocks], axis=1)
 
     def notes(self, where: Mapping[str, Any] | None = None) -> list[str]:
-        """What a user should know of a search with this filter: values that no item has, fall-backs that it takes."""
-        if not where:
-            return []
-        notes = self._selections.notes(where)
-        selection = self._selections.of(where)
+        """See `Backend.notes`."""
+        notes = self._selections.notes(where) if where else []
+        selection = self._selections.of(where) if where else None
         if selection is not None and selection.count and self._nearest.falls_back(selection):
             notes.append(
                 f"FAISS cannot filter an index of type {self.manifest.factory}: all {selection.count:,} items that "
                 "match were compared one by one"
             )
+        if self._nearest.note is not None and (selection is None or selection.count):
+            notes.append(self._nearest.note)
         return notes
 
     def thumbnail(self, row: int) -> Path | None:

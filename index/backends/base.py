@@ -78,7 +78,10 @@ class Backend(Protocol):
         ...
 
     def notes(self, where: Mapping[str, Any] | None = None) -> list[str]:
-        """What a user should know of a search with this filter: values that no item has, fall-backs that it takes."""
+        """What a user should know of this thread's search with this filter, which was its last one.
+
+        Values that no item has, and fall-backs taken.
+        """
         ...
 
 

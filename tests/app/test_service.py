@@ -108,6 +108,11 @@ def test_categories_are_the_values_of_the_field(service: Service, make_pair: Cal
     assert Service({"plain": without}).categories("plain") == []
 
 
+def test_a_side_is_described_by_its_embedder_items_and_what_searches(service: Service) -> None:
+    card = service.describe("products", "baseline")
+    assert (card.count, card.device) == (len(service.searcher("products", "baseline").backend), "CPU")
+
+
 def test_unknown_names_are_answered_with_the_known_ones(service: Service) -> None:
     with pytest.raises(InputError, match="no catalogue called 'shoes'; there are: products"):
         service.search("shoes", "baseline", "red")

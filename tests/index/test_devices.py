@@ -14,7 +14,9 @@ import pytest
 from index.build import build_index
 from index.devices import CpuIndex, GpuIndex, describe_device, gpu_count, serve
 from index.factory import train_index
+from index.nearest import Nearest
 from index.search import Index
+from index.selection import Selection
 from index.store import VectorStore
 from index.update import delete_items
 
@@ -55,7 +57,8 @@ class FakeGpus:
             self.threads.add(threading.get_ident())
             if self.failing or k > 2048:
                 raise RuntimeError("Error in x at /a/GpuIndex.cu:1: Error: out of memory")
-            return copy.search(queries, k)
+            scores, rows = copy.search(queries, k)
+            return np.round(np.maximum(scores, -2), 3), rows  # about half precision
 
         return SimpleNamespace(search=search)
 
@@ -194,25 +197,53 @@ def test_one_thread_uses_the_gpu_and_ends_with_the_index(flat, monkeypatch):
     assert not any(thread.name == "index-search" for thread in threading.enumerate())
 
 
+def assert_same(found, expected):
+    assert np.array_equal(found[1], expected[1]) and np.allclose(found[0], expected[0], atol=1e-6)
+
+
 def test_an_opened_index_is_served_by_the_gpu_but_for_filters(embedder, new_catalog, tmp_path, monkeypatch):
     folder = tmp_path / "index"
     build_index(embedder, new_catalog(n=3000, images=0), folder, progress=False)
     on_cpu = Index.open(folder)
+    assert on_cpu.device == "CPU"
     gpus = FakeGpus(2).install(monkeypatch)
     index = Index.open(folder)
     assert index.device.startswith("2 GPUs")
     queries = unit_rows(7)
-    assert np.array_equal(index.search(queries, 5)[1], on_cpu.search(queries, 5)[1])
-    assert gpus.searches == [(7, 5)]
+    assert_same(index.search(queries, 5), on_cpu.search(queries, 5))  # with cosines that are not rounded
+    assert gpus.searches == [(7, 5)] and index.notes() == []
     where = {"colour": "red"}
-    assert np.array_equal(index.search(queries, 5, where)[1], on_cpu.search(queries, 5, where)[1])
+    assert_same(index.search(queries, 5, where), on_cpu.search(queries, 5, where))
     assert gpus.searches == [(7, 5)]
+    assert index.notes(where) == ["searched on the CPU: FAISS has no filters on a GPU"]
+    [puce] = index.notes({"colour": "puce"})  # nothing was searched for this one
+    assert "no item has colour 'puce'" in puce
+    index.search(queries, 2049)
+    assert index.notes() == ["searched on the CPU: 2,049 results are more than the 2,048 of a GPU"]
+    most = {"colour": {"not": "red"}}
+    assert_same(index.search(queries, 5, most), on_cpu.search(queries, 5, most))
+    assert gpus.searches[-1] == (7, 5 + 750) and index.notes(most) == []
     # a few deleted rows are no filter: the GPU finds as many more
     gone = on_cpu.ids[int(on_cpu.search(queries[:1], 1)[1][0, 0])]
     delete_items(folder, ids=[gone, "g1", "g2"])
     index = Index.open(folder)
-    scores, rows = index.search(queries, 5)
-    assert gpus.searches[-1] == (7, 8)
+    found = index.search(queries, 5)
+    assert gpus.searches[-1] == (7, 8) and index.notes() == []
     monkeypatch.setattr(faiss, "get_num_gpus", lambda: 0)
-    expected = Index.open(folder).search(queries, 5)
-    assert np.array_equal(rows, expected[1]) and np.allclose(scores, expected[0], atol=1e-6)
+    assert_same(found, Index.open(folder).search(queries, 5))
+
+
+def test_a_filter_that_leaves_few_rows_is_left_to_the_cpu(monkeypatch):
+    """Among few rows of many, a GPU that searches for as many more would find fewer of them than the CPU."""
+    rows = unit_rows(2000)
+    index = train_index("IVF32,Flat", VectorStore(rows))
+    index.nprobe = 2
+    gpus = FakeGpus(1).install(monkeypatch)
+    nearest = Nearest(index, VectorStore(rows))
+    few = Selection(np.arange(2000) % 3 == 0)
+    assert not nearest.compares_all(few)  # FAISS filters
+    found = nearest.search(unit_rows(20, seed=1), 5, few)[1]
+    assert gpus.searches == [] and nearest.note == "searched on the CPU: FAISS has no filters on a GPU"
+    assert few.mask[found].all()
+    nearest.search(unit_rows(20, seed=1), 5, Selection(np.arange(2000) % 3 > 0))
+    assert gpus.searches == [(20, 5 + 667)] and nearest.note is None

@@ -42,6 +42,7 @@ def test_build_search_info_verify(new_catalog, tmp_path, capsys):
     assert first.split() == ["1", "1.0000", "g12", "thing", "number", "12", "red", "2"]
     assert first.index("g12") == header.index("id")
     assert len(rest) == 4
+    assert rest[-1].startswith("encode ") and rest[-1].endswith(" ms on CPU")
 
     assert main(["info", "--index", out]) == 0
     info = capsys.readouterr().out
@@ -51,6 +52,7 @@ def test_build_search_info_verify(new_catalog, tmp_path, capsys):
         "../run",
         "strength 0.1",
         "Flat (auto: exact",
+        "searched by  CPU",
         "rejects.jsonl",
         "ab12cd34ef56",
     ):

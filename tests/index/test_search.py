@@ -120,7 +120,7 @@ def grouped(embedder, tmp_path):
         for i in range(120)
     ]
     (tmp_path / "c.jsonl").write_text("\n".join(json.dumps(row) for row in rows))
-    build_index(embedder, tmp_path / "c.jsonl", tmp_path / "index", factory="HNSW16", progress=False)
+    build_index(embedder, tmp_path / "c.jsonl", tmp_path / "index", factory="HNSW16", recall=1.0, progress=False)
     return Index.open(tmp_path / "index")
 
 

@@ -96,6 +96,12 @@ def assert_same(found, expected):
             assert all(same_value(left[key], right[key]) for key in left if key != "score")
 
 
+def test_it_says_what_searches_but_not_where(filled, folder):
+    assert (filled.device, folder.device) == ("Milvus Lite", "CPU")
+    server = parse_address("milvus://db.local:19530/goods")
+    assert MilvusBackend(server, filled._client, filled.facts).device == "Milvus"
+
+
 @pytest.mark.parametrize("where", WHERES, ids=str)
 def test_a_filter_finds_the_same_items_in_both(filled, folder, queries, where):
     assert_same(filled.find(queries, COUNT, where), folder.find(queries, COUNT, where))
