@@ -70,7 +70,7 @@ class ArmCard:
     name: str
     noise: Mapping[str, Any]
     count: int
-    device: str = "CPU"
+    device: str
     """What searches."""
 
 

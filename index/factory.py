@@ -138,7 +138,9 @@ def _candidates(count: int, dim: int, precision: Precision, recall: float) -> It
     is_exact = count <= _EXACT_ROWS and size <= _EXACT_BYTES
     is_plain = count <= _PLAIN_ROWS
     start = precision if size > _SMALL_BYTES or not (is_exact or is_plain) else "fp32"
-    stored = "" if start == "fp32" else f", at the {precision} of the stored vectors"
+    if start == "int8" and recall > _BYTES_RECALL:
+        start = "fp16"
+    stored = "" if start == "fp32" or start != precision else f", at the {precision} of the stored vectors"
     lists = _lists(count)
     for codes in PRECISIONS[PRECISIONS.index(start) :]:
         if codes == "int8" and recall > _BYTES_RECALL:

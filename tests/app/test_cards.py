@@ -9,7 +9,7 @@ from app.service import Arm, ArmCard, Comparison, Move, movement
 from app.ui.cards import render_column, summarise
 from index.search import Answer, Hit
 
-CARD = ArmCard(name="run", noise={"strength": 0.1, "scaling": "sublinear"}, count=1_234)
+CARD = ArmCard(name="run", noise={"strength": 0.1, "scaling": "sublinear"}, count=1_234, device="CPU")
 LATENCY = {"encode": 12.3, "search": 0.44}
 
 
@@ -133,7 +133,7 @@ def test_pages_get_tall_cards_and_products_square_ones(tmp_path: Path) -> None:
     ],
 )
 def test_the_header_tells_model_noise_size_and_time(noise: dict[str, Any], said: str) -> None:
-    card = ArmCard(name="runs/<x>", noise=noise, count=1_234)
+    card = ArmCard(name="runs/<x>", noise=noise, count=1_234, device="CPU")
     page = Page(render_column("fanoise", card, Answer([], LATENCY)))
     for shown in (said, "1,234 items", "runs/<x>", "12 ms", "0.4 ms", "No item matches."):
         assert shown in page.text

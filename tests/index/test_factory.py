@@ -44,6 +44,8 @@ def auto(count: int, dim: int, **options):
         (20_000_000, 64, {"free": GB * 5}, "IVF16384,PQ32x4fs,Refine(SQfp16)"),
         # recall
         (10_000_001, 64, {"recall": 1.0}, "Flat"),
+        (1_000_000, 512, {"precision": "int8", "recall": 0.99}, "SQfp16"),
+        (20_000_000, 64, {"precision": "int8", "recall": 0.99}, "IVF16384,PQ32x4fs,Refine(SQfp16)"),
     ],
 )
 def test_auto_chooses_by_number_dim_precision_memory_and_recall(count, dim, options, factory):
