@@ -155,6 +155,8 @@ class Build:
         with room_needed(self.out), ExitStack() as stack:
             # alone, this process keeps other writers out from the start; of several, the last one at the end
             writer = None if self.shared else stack.enter_context(writing(self.out, "build"))
+            if writer is not None:  # else pictures that were changed since would be taken for encoded
+                remove_finished(self.out, writer.current)
             folder = PlanFolder(self.out, self._plan(options))
             claims = stack.enter_context(folder.open(fresh=self.fresh))
             stack.callback(folder.remove_if_empty, claims)
@@ -214,22 +216,23 @@ class Build:
         )
 
     def _encode(self, folder: PlanFolder, claims: Claims, options: ShardOptions) -> tuple[Built, ShardRun]:
-        """One pass over the catalogue, unless a process that had claimed a shard has died."""
-        known = (
-            None
-            if self.fresh
-            else KnownRows(
-                [*self._current(), *folder.earlier_shards()],
-                index=self.out,
-                dim=options.dim,
-                precision=options.precision,
-            )
-        )
+        """One pass over the catalogue; more where a process that had claimed a shard has died, or shards were of other
+        rows."""
         built = Built(manifest=None)
         total = estimate_rows(self.catalog) if self.progress else None
         with Progress(self.catalog.name, total, shown=self.progress) as progress:
             run = ShardRun(folder, claims, shard_rows=self.shard_rows, progress=progress)
             while True:
+                known = (
+                    None
+                    if self.fresh
+                    else KnownRows(
+                        [*self._current(), *folder.earlier_shards()],
+                        index=self.out,
+                        dim=options.dim,
+                        precision=options.precision,
+                    )
+                )
                 workers, rows = settle_workers(
                     self.workers, catalog_rows(self.catalog, text=self.text, **self._reading)
                 )

@@ -1,5 +1,7 @@
 """The catalogue's stream, cut into shards of consecutive rows."""
 
+import hashlib
+import json
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -7,6 +9,7 @@ from typing import Any
 
 from fanoise.catalog import ImageBytes, Item, read_catalog
 from index.encoding.rejects import Reject
+from index.items import printable_text
 from index.manifest import CatalogRef
 
 SHARD_ROWS = 4096
@@ -19,6 +22,11 @@ class Shard:
     number: int
     rows: list[Item | Reject]
     """In catalogue order; a reject is a row that the catalogue's reader could make nothing of."""
+
+    @property
+    def digest(self) -> str:
+        """Hex SHA-256 over the ids: which rows these are, whatever became of them."""
+        return hashlib.sha256(json.dumps([printable_text(row.id) for row in self.rows]).encode()).hexdigest()
 
 
 def catalog_rows(catalog: Path, **reading: Any) -> Iterator[Item | Reject]:

@@ -21,7 +21,7 @@ from index.encoding.shard import ShardOptions
 from index.manifest import ENCODING, ITEMS, REJECTS, VECTORS
 from index.store import VectorStore
 
-_VERSION = 1
+_VERSION = 2
 """To be raised with any change in what a shard holds."""
 _PLAN = "plan.json"
 _ASSEMBLED = "assembled"
@@ -127,6 +127,12 @@ class PlanFolder:
         """An empty folder that becomes the shard when the block ends well."""
         return staged_directory(self.shard(number))
 
+    def put_aside(self, number: int) -> None:
+        """Make a shard one that is to be done again; its rows stay known."""
+        aside = self.path / f"{_AGAIN}{number:05d}"
+        shutil.rmtree(aside, ignore_errors=True)
+        self.shard(number).rename(aside)
+
     def earlier_shards(self) -> Iterator[Path]:
         """Finished shards of other plans, and of this one those to be done again; they may know rows of this one."""
         for path in sorted(self.path.parent.glob("*/*-*")):
@@ -142,8 +148,8 @@ class PlanFolder:
 
     def remove_if_empty(self, claims: Claims) -> None:
         """Leave nothing behind where no row was encoded."""
-        if not self.path.is_dir() or any(self.path.glob(f"{_AGAIN}*")) or not claims.alone():
-            return
+        if claims.are_void() or any(self.path.glob(f"{_AGAIN}*")) or not claims.alone():
+            return  # void: what is there now is another process's
         if any(len(VectorStore.open(self.shard(number) / VECTORS)) for number in self.done()):
             return
         _remove(self.path)
@@ -156,9 +162,7 @@ class PlanFolder:
         if fresh:
             shutil.rmtree(shard)
         elif (shard / REJECTS).stat().st_size:
-            aside = self.path / f"{_AGAIN}{number:05d}"
-            shutil.rmtree(aside, ignore_errors=True)
-            shard.rename(aside)
+            self.put_aside(number)
 
     def _remove_others(self, *, all_of_them: bool) -> None:
         """Remove what other plans left, unless it is of use; make sure that nobody is at work on them."""

@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from fanoise.catalog import Item
+from fanoise.errors import CatalogError
 from index.encoding.claims import Claims
 from index.encoding.cut import Shard, cut
 from index.encoding.encode import Encoder
@@ -15,6 +16,8 @@ from index.encoding.progress import Progress
 from index.encoding.rejects import Reject
 
 _COUNTS = "counts.json"
+_ROWS = "rows.sha256"
+"""Which catalogue rows a shard holds, as `Shard.digest`."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,21 +43,25 @@ class ShardRun:
     def __init__(self, folder: PlanFolder, claims: Claims, *, shard_rows: int, progress: Progress) -> None:
         self._folder, self._claims, self._progress = folder, claims, progress
         self._shard_rows = shard_rows
-        self._number = 0
+        self._cut: dict[int, str] = {}
+        """Digest of each shard, as this process has read the catalogue."""
+        self._put_aside: set[int] = set()
 
     def encode(self, encoder: Encoder, rows: Iterable[Item | Reject]) -> None:
         """Encode all shards that are neither done nor claimed by another process."""
+        self._cut = {}
         with closing(encoder.encode(self._unclaimed(rows), advance=self._progress.done)) as shards:
             for shard in shards:
                 with self._folder.committing(shard.number) as stage:
                     shard.write(stage)
                     counts = Counts(encoded=shard.encoded, reused=shard.reused, is_grouped=shard.is_grouped)
                     (stage / _COUNTS).write_text(json.dumps(asdict(counts)))
+                    (stage / _ROWS).write_text(shard.digest)
                 self._claims.release(shard.number)
 
     def missing(self) -> list[int]:
         """Shards that are not done, after a pass over the catalogue."""
-        return [number for number in range(self._number) if not self._folder.is_done(number)]
+        return [number for number in self._cut if not self._is_done(number)]
 
     def is_left_to_others(self) -> bool:
         """True if other processes are at work on all that is missing, or have made an index of the shards already."""
@@ -64,7 +71,7 @@ class ShardRun:
 
     def shards(self) -> list[Path]:
         """All of them, in order."""
-        return [self._folder.shard(number) for number in range(self._number)]
+        return [self._folder.shard(number) for number in sorted(self._cut)]
 
     def counts(self) -> Counts:
         """Of all shards."""
@@ -74,16 +81,34 @@ class ShardRun:
     def _unclaimed(self, rows: Iterable[Item | Reject]) -> Iterator[Shard]:
         """Runs in a thread of the encoder."""
         for shard in cut(rows, self._shard_rows):
-            self._number = max(self._number, shard.number + 1)
+            self._cut[shard.number] = shard.digest
             if self._take(shard.number):
                 yield shard
             else:
                 self._progress.skip(len(shard.rows))
 
     def _take(self, number: int) -> bool:
-        if self._folder.is_done(number) or not self._claims.take(number):
+        if self._is_done(number) or not self._claims.take(number):
             return False
-        if not self._folder.is_done(number) and not self._claims.are_void():
+        if self._is_done(number) or self._claims.are_void():
+            self._claims.release(number)  # done by another process between the two looks, or all are in an index
+            return False
+        if not self._folder.is_done(number):
             return True
-        self._claims.release(number)  # done by another process between the two looks, or all of them are in an index
+        # Of other rows: a damaged tar, say, that can be read now is many rows instead of one reject, so that all shards
+        # behind it begin elsewhere. It stays ours, and is missing after this pass; for the next, its rows are known.
+        if number in self._put_aside:
+            raise CatalogError(
+                f"the catalogue has other rows in shard {number} than another process reads there; look whether all of "
+                "its files can be read everywhere, and run the command again"
+            )
+        self._put_aside.add(number)
+        self._folder.put_aside(number)
         return False
+
+    def _is_done(self, number: int) -> bool:
+        """Whether a shard is done with the rows that this process has read for it."""
+        try:
+            return (self._folder.shard(number) / _ROWS).read_text() == self._cut[number]
+        except FileNotFoundError:
+            return False

@@ -47,7 +47,7 @@ class EncodedShard:
     """
 
     def __init__(self, shard: Shard, options: ShardOptions, *, root: Path, embedder_dim: int) -> None:
-        self.number = shard.number
+        self.number, self.digest = shard.number, shard.digest
         self._options, self._root = options, root
         self._paths: dict[int, str | None] = {}
         self._items: dict[int, Item] = {}

@@ -1,8 +1,10 @@
 """A build from end to end: broken off and gone on with, by several processes, and again on a changed catalogue."""
 
+import io
 import json
 import random
 import signal
+import tarfile
 import time
 
 import numpy as np
@@ -11,10 +13,12 @@ import pyarrow.parquet as pq
 import pytest
 
 import index.build
-from fanoise.catalog import read_catalog
+from fanoise.catalog import read_catalog, webdataset
 from fanoise.embedder import Embedder
 from fanoise.errors import CatalogError, InputError
 from index.build import Build, build_index
+from index.encoding.cut import Shard
+from index.encoding.plan import PlanFolder
 from index.manifest import Manifest
 from index.search import Index
 from index.verify import verify_index
@@ -35,7 +39,7 @@ def generation(folder):
 
 def check(folder, catalog, *, without=()):
     """The index holds every row of the catalogue, once and in order, with its own vector and thumbnail."""
-    rows = [row for row in read_catalog(catalog) if row.id not in without]
+    rows = [row for row in read_catalog(catalog, on_reject=lambda *_: None) if row.id not in without]
     index = Index.open(folder)
     assert index.ids == [row.id for row in rows]
     assert np.array_equal(index.vectors.rows(slice(None)), np.stack([vector_of(row) for row in rows]))
@@ -168,6 +172,64 @@ def test_killed_right_after_the_commit_it_leaves_shards_that_do_not_harm(split, 
     write_catalog(catalog, 31)
     assert counts(build(split, catalog, tmp_path / "index", shard_rows=10)) == (1, 30, 0, 0)
     check(tmp_path / "index", catalog)
+
+
+def test_killed_right_after_the_commit_a_picture_that_is_changed_since_comes_in(split, tmp_path, monkeypatch):
+    catalog = write_catalog(tmp_path / "c.jsonl", 30, images=4)
+    with monkeypatch.context() as patch:
+        patch.setattr(index.build, "remove_finished", lambda *_: None)
+        build(split, catalog, tmp_path / "index", shard_rows=10)
+    draw(tmp_path / "pictures" / "4.png", 77)
+    assert counts(build(split, catalog, tmp_path / "index", shard_rows=10)) == (1, 29, 0, 0)
+    check(tmp_path / "index", catalog)
+
+
+def write_tars(folder):
+    folder.mkdir()
+    for number in range(4):
+        with tarfile.open(folder / f"s{number}.tar", "w") as tar:
+            for i in range(7):
+                member = tarfile.TarInfo(f"{i}.txt")
+                member.size = len(text := f"text {i} of {number}".encode())
+                tar.addfile(member, io.BytesIO(text))
+    return folder
+
+
+@pytest.mark.parametrize("unreadable", [(True, False), (False, True)], ids=["at first", "then"])
+def test_a_tar_that_can_be_read_only_once_shifts_no_row_out_of_the_index(split, tmp_path, monkeypatch, unreadable):
+    """Its size and time stay the same, so the build goes on with shards that were cut from other rows."""
+    catalog = write_tars(tmp_path / "tars")
+    opened, is_unreadable = webdataset.open_regular, unreadable[0]
+
+    def open_regular(path):
+        if is_unreadable and path.name == "s1.tar":
+            raise PermissionError(13, "Permission denied")
+        return opened(path)
+
+    monkeypatch.setattr(webdataset, "open_regular", open_regular)
+    committing = PlanFolder.committing
+
+    def until_full(folder, number):
+        if number == 4:
+            raise OSError(28, "No space left on device")
+        return committing(folder, number)
+
+    with monkeypatch.context() as patch, pytest.raises(OSError, match="No space"):
+        patch.setattr(PlanFolder, "committing", until_full)
+        build(split, catalog, tmp_path / "index", shard_rows=4)
+    is_unreadable = unreadable[1]
+    split.module.batches.clear()
+    build(split, catalog, tmp_path / "index", shard_rows=4)
+    check(tmp_path / "index", catalog)
+    assert sum(split.module.batches) < 20  # what was encoded, in whatever shard, is known
+
+
+def test_processes_that_read_other_rows_do_not_take_turns_for_ever(split, tmp_path, monkeypatch):
+    catalog = write_catalog(tmp_path / "c.jsonl", 8)
+    reads = iter(range(100))
+    monkeypatch.setattr(Shard, "digest", property(lambda shard: f"{next(reads)}"))
+    with pytest.raises(CatalogError, match="other rows in shard 0 than another process reads"):
+        build(split, catalog, tmp_path / "index", shard_rows=4)
 
 
 def test_broken_off_and_with_another_catalogue_rows_are_still_known(split, tmp_path, monkeypatch):

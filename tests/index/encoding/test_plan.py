@@ -227,6 +227,16 @@ def test_nothing_is_left_where_no_row_was_encoded(tmp_path):
         assert folder.done() == [0, 1]
 
 
+def test_a_folder_that_another_process_began_anew_is_not_removed(tmp_path):
+    folder, claims = opened(tmp_path)
+    with claims:
+        folder.path.parent.rename(tmp_path / "assembled")
+        _, theirs = opened(tmp_path)
+        with theirs:
+            folder.remove_if_empty(claims)
+            assert not theirs.are_void()
+
+
 def test_shards_go_when_what_was_made_of_them_is_current(tmp_path):
     folder, claims = opened(tmp_path)
     with claims:
