@@ -89,6 +89,9 @@ def read_index(path: Path, *, rows: int, dim: int) -> faiss.Index:
     unknown = next(unexpected_parts(index), None)
     if unknown is not None:
         raise ArtifactError(f"{path} holds a {unknown}, which is not one of the types that are read")
+    misfit = next(misfits(index), None)
+    if misfit is not None:
+        raise ArtifactError(f"{path} holds {misfit}")
     return index
 
 
@@ -168,6 +171,50 @@ def unexpected_parts(index: faiss.Index) -> Iterator[str]:
         yield from unexpected_parts(index.quantizer)
     elif isinstance(index, faiss.IndexHNSW):
         yield from unexpected_parts(index.storage)
+
+
+def misfits(index: faiss.Index) -> Iterator[str]:
+    """What within an index, of types that are expected, has another size than the rest: where FAISS does not look when
+    it reads, it would read beyond an end when it searches."""
+    index = faiss.downcast_index(index)
+    for name in ("pq", "sq", "rabitq"):
+        codes = getattr(index, name, None)
+        if codes is not None and codes.d != index.d:
+            yield f"codes of dim {codes.d} in an index of dim {index.d}"
+    for part, rows in _parts(index):
+        dim = part.d if isinstance(index, faiss.IndexPreTransform) else index.d  # which FAISS compares with its chain
+        if (part.ntotal, part.d) != (rows, dim):
+            yield f"{part.ntotal} vectors of dim {part.d} where there must be {rows} of dim {dim}"
+        yield from misfits(part)
+    if isinstance(index, faiss.IndexIVF):
+        yield from _misfits_of_lists(index)
+
+
+def _parts(index: faiss.Index) -> list[tuple[faiss.Index, int]]:
+    """The indices within an index, and how many vectors each must have."""
+    if isinstance(index, faiss.IndexPreTransform):
+        return [(index.index, index.ntotal)]
+    if isinstance(index, faiss.IndexRefine):
+        return [(index.base_index, index.ntotal), (index.refine_index, index.ntotal)]
+    if isinstance(index, faiss.IndexIVF):
+        return [(index.quantizer, index.nlist)]
+    return [(index.storage, index.ntotal)] if isinstance(index, faiss.IndexHNSW) else []
+
+
+def _misfits_of_lists(index: faiss.IndexIVF) -> Iterator[str]:
+    lists = faiss.downcast_InvertedLists(index.invlists)
+    if lists.nlist != index.nlist:
+        yield f"{lists.nlist} inverted lists where there must be {index.nlist}"
+        return
+    if isinstance(lists, faiss.ArrayInvertedLists) and lists.code_size != index.code_size:
+        yield f"inverted lists of {lists.code_size} bytes a vector where there must be {index.code_size}"
+    for number in range(lists.nlist):
+        size = lists.list_size(number)
+        if not size:
+            continue
+        ids = faiss.rev_swig_ptr(lists.get_ids(number), size)
+        if ids.min() < 0 or ids.max() >= index.ntotal:
+            yield f"a row beyond its {index.ntotal} in inverted list {number}"
 
 
 def faiss_reason(error: RuntimeError) -> str:

@@ -128,6 +128,53 @@ def test_more_lists_than_rows_are_refused(vectors, tmp_path):
         read_index(file, rows=ROWS, dim=DIM)
 
 
+def flat(vectors, *, rows=ROWS, dim=DIM):
+    index = faiss.IndexFlatIP(dim)
+    index.add(np.resize(vectors, (rows, dim)))
+    return index
+
+
+def test_a_quantizer_of_another_size_is_refused(vectors, tmp_path):
+    for size in ({"rows": 8, "dim": 4096}, {"rows": 9, "dim": DIM}):  # FAISS reads it, and beyond the query's end then
+        index = make("IVF8,Flat", vectors)
+        index.quantizer = other = flat(vectors, **size)
+        file = write(index, tmp_path / "i.faiss")
+        with pytest.raises(
+            ArtifactError, match=rf"holds {other.ntotal} vectors of dim {other.d} where there must be 8"
+        ):
+            read_index(file, rows=ROWS, dim=DIM)
+
+
+@pytest.mark.parametrize("part", ["base_index", "refine_index"])
+def test_a_refined_index_of_other_rows_is_refused(vectors, tmp_path, part):
+    for size in ({"rows": ROWS, "dim": 4 * DIM}, {"rows": 3, "dim": DIM}):
+        index = make("PQ4x4,RFlat", vectors)
+        setattr(index, part, other := flat(vectors, **size))
+        file = write(index, tmp_path / "i.faiss")
+        with pytest.raises(
+            ArtifactError, match=rf"holds {other.ntotal} vectors of dim {other.d} where there must be 400"
+        ):
+            read_index(file, rows=ROWS, dim=DIM)
+
+
+@pytest.mark.parametrize("factory", ["IVF8,Flat", "IVF8,PQ4x4fs"])
+@pytest.mark.parametrize("row", [-1, ROWS, 1 << 40])
+def test_rows_that_there_are_not_in_a_list_are_refused(vectors, tmp_path, factory, row):
+    index = make(factory, vectors)
+    faiss.rev_swig_ptr(index.invlists.get_ids(5), 1)[0] = row
+    file = write(index, tmp_path / "i.faiss")
+    with pytest.raises(ArtifactError, match="a row beyond its 400 in inverted list 5"):
+        read_index(file, rows=ROWS, dim=DIM)
+
+
+def test_codes_of_another_dim_are_refused(vectors, tmp_path):
+    index = make("PQ4x4", vectors)
+    index.pq = faiss.ProductQuantizer(8 * DIM, 4, 4)
+    index.pq.train(np.resize(vectors, (ROWS, 8 * DIM)))
+    with pytest.raises(ArtifactError, match="codes of dim 128 in an index of dim 16"):
+        read_index(write(index, tmp_path / "i.faiss"), rows=ROWS, dim=DIM)
+
+
 def test_the_limits_of_the_process_are_put_back(vectors, tmp_path):
     before = faiss.get_deserialization_vector_byte_limit(), faiss.get_deserialization_loop_limit()
     file = write(make("Flat", vectors), tmp_path / "i.faiss")
