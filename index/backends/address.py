@@ -66,7 +66,7 @@ def parse_address(text: str, *, collection: str | None = None) -> Address:
     is_file = text.startswith(_FILE) or (parts.scheme not in _SCHEMES and "://" not in text and not is_milvus(text))
     if not is_file and parts.scheme not in _SCHEMES:
         raise InputError(f"Milvus address {_without_secrets(text)!r}: must be {_FORMS}")
-    if not is_file and "@" in parts.netloc:
+    if not is_file and "@" in text.partition("?thumbnails=")[0]:  # a password may have slashes
         raise InputError(
             f"Milvus address {_without_secrets(text)!r} holds a user or password; leave it out and set "
             f"{TOKEN_VARIABLE}=user:password in the environment"

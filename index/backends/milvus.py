@@ -19,7 +19,7 @@ from index.backends.facts import COMPLETE, Facts
 from index.backends.layout import Field, value_of
 from index.hits import Hit
 from index.manifest import THUMBNAILS, CatalogRef, EmbedderRef
-from index.thumbnails import thumbnail_path
+from index.thumbnails import is_digest, thumbnail_path
 from index.where import Condition, Contains, In, Not, Range, conditions
 
 if TYPE_CHECKING:
@@ -212,7 +212,7 @@ class MilvusBackend:
             if alone:
                 parts.append(f"(id not in [{', '.join(map(literal, alone))}])")
             line = self._search(query[None], limit, " and ".join(parts))[0]
-            seen = set(groups)
+            seen, before = set(groups), len(best)
             for one in line:
                 value = value_of(one.entity, field.compared)
                 if value in (None, ""):
@@ -224,6 +224,8 @@ class MilvusBackend:
                     best.append(one)
             if len(line) < limit or line[-1].score < least:
                 break
+            if len(best) == before:  # else this would never end
+                raise ArtifactError(f"{self} finds groups again that a search left out; search without --group-by")
         return sorted(best, key=_order)[:k]
 
     def _hits(self, found: list[_Found]) -> list[Hit]:
@@ -235,7 +237,8 @@ class MilvusBackend:
 
     def _thumbnail(self, entity: Mapping[str, Any]) -> Path | None:
         sha256 = entity.get("thumbnail")
-        return None if sha256 is None or not self._has_thumbnails else thumbnail_path(self.folder, sha256)
+        # a server's word is not to lead out of the folder
+        return thumbnail_path(self.folder, str(sha256)) if is_digest(sha256) and self._has_thumbnails else None
 
     @cached_property
     def _has_thumbnails(self) -> bool:

@@ -74,7 +74,15 @@ def test_two_collections_are_refused():
 
 
 @pytest.mark.parametrize(
-    "text", ["milvus://root:secret@host/goods", "http://root:secret@host", "milvus+x://u:secret@h/c"]
+    "text",
+    [
+        "milvus://root:secret@host/goods",
+        "http://root:secret@host",
+        "milvus+x://u:secret@h/c",
+        "milvus://root:a/secret@host/goods",
+        "milvus://root:a?secret@host/goods",
+        "milvus://root:1?secret@host/goods",
+    ],
 )
 def test_a_password_is_refused_and_not_repeated(text):
     with pytest.raises(InputError) as error:

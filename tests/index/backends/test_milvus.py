@@ -212,6 +212,21 @@ def test_more_hits_than_milvus_returns_are_refused(filled, queries):
         MilvusBackend(filled.address, filled._client, facts).find(queries, 20_000)
 
 
+def test_a_thumbnail_that_the_server_names_stays_in_its_folder(filled, monkeypatch):
+    monkeypatch.setattr(MilvusBackend, "_has_thumbnails", True)
+    assert filled._thumbnail({"thumbnail": "ab" * 32}) == filled.folder / "thumbnails" / "ab" / f"{'ab' * 32}.jpg"
+    for name in ("/home/x/private", "../../private", "ab" * 32 + "/../../../private", "AB" * 32, "", 7, None):
+        assert filled._thumbnail({"thumbnail": name}) is None
+
+
+def test_a_server_that_leaves_nothing_out_is_not_asked_for_ever(filled, queries, monkeypatch):
+    monkeypatch.setattr(index.backends.milvus, "_LEAST_REACH", 1)
+    search, calls = filled._search, iter(range(5))
+    monkeypatch.setattr(filled, "_search", lambda queries, k, _: (next(calls), search(queries, k, ""))[1])
+    with pytest.raises(ArtifactError, match="finds groups again"):
+        filled.find(queries[:1], 2, group_by="like")
+
+
 def test_an_alias_may_be_switched_while_it_is_searched(filled, queries):
     client, place = filled._client, str(filled).replace("goods", "shop")
     client.create_alias("goods", "shop")
