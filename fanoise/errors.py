@@ -46,6 +46,11 @@ class TrainingError(FANoiseError):
     """Training stopped because going on would be wrong."""
 
 
+def printable(text: str) -> str:
+    """What was read from files must not move the cursor or break a line of the terminal."""
+    return "".join(c if c.isprintable() else "·" for c in text)
+
+
 @contextmanager
 def cli_errors(*, go_on: str = "") -> Iterator[None]:
     """Turn a `FANoiseError`, or a file the system refuses, into one line on stderr and status 2; Ctrl-C into 130.
@@ -57,13 +62,13 @@ def cli_errors(*, go_on: str = "") -> Iterator[None]:
     try:
         yield
     except FANoiseError as error:
-        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+        print(f"error: {printable(' '.join(str(error).split()))}", file=sys.stderr)
         raise SystemExit(1 if isinstance(error, TrainingError) else 2) from None
     except OSError as error:  # a full disk, a folder without write permission
         if error.filename is None and error.errno is None:
             raise
         where = f"{error.filename}: " if error.filename is not None else ""
-        print(f"error: {where}{error.strerror or error}", file=sys.stderr)
+        print(f"error: {printable(f'{where}{error.strerror or error}')}", file=sys.stderr)
         raise SystemExit(2) from None
     except KeyboardInterrupt:
         print(f"interrupted; {go_on}" if go_on else "interrupted", file=sys.stderr)

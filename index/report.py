@@ -7,6 +7,7 @@ from typing import Any
 
 import pyarrow.parquet as pq
 
+from fanoise.errors import printable as _plain
 from index.build import Built
 from index.encoding.assemble import DUPLICATE_OF
 from index.encoding.rejects import Reject, kinds_of
@@ -219,11 +220,6 @@ def _noise(noise: dict[str, Any]) -> str:
 def _cell(value: Any) -> str:
     text = "" if value is None else _plain(str(value))
     return text if len(text) <= _WIDEST_CELL else text[: _WIDEST_CELL - 1] + "…"
-
-
-def _plain(text: str) -> str:
-    """Catalogue text must not move the cursor or break a line of the terminal."""
-    return "".join(c if c.isprintable() else "·" for c in text)
 
 
 def _milliseconds(ms: float) -> str:

@@ -27,6 +27,15 @@ def test_a_fanoise_error_is_one_line_on_stderr_and_status_2(capsys):
     assert capsys.readouterr() == ("", "error: shop.csv: row 3: no image; fill it\n")
 
 
+@pytest.mark.parametrize("kind", [CatalogError, lambda text: OSError(2, "No such file", text)])
+def test_names_out_of_a_file_cannot_drive_the_terminal(capsys, kind):
+    with pytest.raises(SystemExit), cli_errors():
+        raise kind("shop.csv\x1b]0;title\x07\x9b2J, größe")
+    err = capsys.readouterr().err
+    assert err.endswith("\n") and err[:-1].isprintable()
+    assert "shop.csv·]0;title··2J, größe" in err
+
+
 @pytest.mark.parametrize(("go_on", "said"), [("", "interrupted"), ("call again", "interrupted; call again")])
 def test_ctrl_c_is_status_130_and_says_how_to_go_on(capsys, go_on, said):
     with pytest.raises(SystemExit) as stop, cli_errors(go_on=go_on):
