@@ -85,11 +85,14 @@ def _is_running(process: int) -> bool:
 
 
 def sync_files(folder: Path) -> None:
-    """Wait until every file under `folder` is on the disk."""
+    """Wait until every file under `folder` is on the disk, and every name in it."""
     for path in sorted(folder.rglob("*")):
         if path.is_file():
             with path.open("rb") as file:
                 os.fsync(file.fileno())
+        elif path.is_dir():
+            sync_directory(path)
+    sync_directory(folder)
 
 
 def sha256_file(path: Path) -> str:

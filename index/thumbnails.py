@@ -14,6 +14,7 @@ from pathlib import Path
 
 from PIL import Image
 
+from fanoise.storage import sync_directory
 from index.items import read_parquet
 from index.manifest import THUMBNAILS
 
@@ -21,9 +22,16 @@ LONGEST_SIDE = 320
 _SYNCED_AT_ONCE = 8
 _OURS = re.compile(r"([0-9a-f]{64}|\d+)\.jpg|\.new-.*")
 """Ours, those of format 1 (by row), and those that a killed process did not finish."""
+_DIGEST = re.compile(r"[0-9a-f]{64}")
+
+
+def is_digest(text: object) -> bool:
+    """Whether this is a SHA-256 in hex, and can be a file's name."""
+    return isinstance(text, str) and _DIGEST.fullmatch(text) is not None
 
 
 def thumbnail_path(folder: Path, sha256: str) -> Path:
+    """Where the thumbnail of this digest is; whoever has it from outside asks `is_digest` first."""
     return folder / THUMBNAILS / sha256[:2] / f"{sha256}.jpg"
 
 
@@ -60,6 +68,9 @@ def sync_new(folder: Path, items: Path, previous: Path | None) -> None:
     with ThreadPoolExecutor(_SYNCED_AT_ONCE) as threads:  # files that wait together are written together
         for _ in threads.map(_sync, (new[first::_SYNCED_AT_ONCE] for first in range(_SYNCED_AT_ONCE))):
             pass
+    for parent in sorted({path.parent for path in new} | {path.parent.parent for path in new}):  # the names, too
+        if parent.is_dir():
+            sync_directory(parent)
 
 
 def _sync(paths: Iterable[Path]) -> None:

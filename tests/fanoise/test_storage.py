@@ -228,9 +228,11 @@ def test_files_are_on_disk_before_the_folder_appears(tmp_path, monkeypatch):
     fsync = os.fsync
 
     def record(descriptor):
-        synced.append((tmp_path / "x").exists())
+        name = Path(f"/proc/self/fd/{descriptor}").readlink().name
+        synced.append(("x" if name.startswith(".partial-x") else name, (tmp_path / "x").exists()))
         fsync(descriptor)
 
     monkeypatch.setattr(storage.os, "fsync", record)
     fill(tmp_path / "x", "new")
-    assert synced == [False, True]  # the file, then the folder's entry
+    assert sorted(synced[:-1]) == [("deep", False), ("file", False), ("x", False)]  # the file, and names in folders
+    assert synced[-1] == (tmp_path.name, True)
