@@ -20,6 +20,7 @@ import datetime
 import math
 import re
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -115,13 +116,12 @@ def as_number(text: str) -> int | float | None:
     if "_" in text:  # which Python would take
         return None
     try:
-        return int(text)
-    except ValueError:
-        pass
-    try:
         number = float(text)
     except ValueError:
         return None
+    if math.isfinite(number):  # a whole number beyond all fractions could be compared with none
+        with suppress(ValueError):
+            return int(text)
     return number if math.isfinite(number) else None
 
 

@@ -164,3 +164,10 @@ def test_rows_that_are_null_match_nothing_and_are_not_near():
     gone = FieldFilter(["title"], lambda name: titles.take(pa.array([None, 1, 2], pa.int64())))
     assert gone.mask({"title": {"contains": "o"}}).tolist() == [False, True, True]
     assert gone.notes({"title": "boots"}) == ["no item has title 'boots'; near: 'book'"]
+
+
+def test_a_number_beyond_all_fractions_is_text():
+    columns = {"text": ["9" * 400, "5"], "price": [1.5, 2.5]}
+    filter = FieldFilter(list(columns), lambda name: pa.array(columns[name]))
+    assert filter.mask({"text": {"min": "6"}}).tolist() == [True, False]
+    assert filter.mask({"price": "9" * 400}).tolist() == [False, False]

@@ -101,6 +101,8 @@ def test_texts_that_spell_numbers(text, number):
     assert as_number(text) == number
 
 
-@pytest.mark.parametrize("text", ["", "cheap", "1,5", "nan", "inf", "1_000", "0x10", "12 kg"])
+@pytest.mark.parametrize(
+    "text", ["", "cheap", "1,5", "nan", "inf", "1_000", "0x10", "12 kg", "9" * 400, "-" + "9" * 5000]
+)
 def test_texts_that_spell_none(text):
     assert as_number(text) is None
