@@ -104,12 +104,14 @@ class Writer:
         base = None if fresh else self.manifest
         manifest = Manifest(**values) if base is None else replace(base, **values)
         sync_files(self.stage)
-        sync_directory(self.stage)
         if ITEMS not in self._kept:
             sync_new(self.folder, self.stage / ITEMS, None if self.current is None else self.current / ITEMS)
         self.stage.rename(manifest.generation_in(self.folder))
         sync_directory(self.folder)  # the generation must be on the disk before the manifest that names it
         manifest.write(self.folder)
+        if self.manifest is None:  # else files of these names are not ours
+            for name in _FORMAT_1:
+                _remove(self.folder / name)
         _clean_up(self.folder, sweep=ITEMS not in self._kept)
         return manifest
 
@@ -206,7 +208,7 @@ def read_current(folder: Path, read: Callable[[Manifest], T]) -> T:
         try:
             return read(manifest)
         except (ArtifactError, OSError):
-            if Manifest.read(folder).generation == manifest.generation:
+            if Manifest.read(folder) == manifest:
                 raise
     raise ArtifactError(f"{folder} was changed {_TRIES} times while it was being opened; try again when it is quiet")
 
@@ -243,9 +245,6 @@ def _clean_up(folder: Path, *, sweep: bool = False) -> None:
         if number not in kept:
             sweep = sweep or manifest is None or not _same_file(path / ITEMS, manifest.generation_in(folder) / ITEMS)
             _remove(path)
-    if manifest is not None:
-        for name in _FORMAT_1:
-            _remove(folder / name)
     if manifest is None or sweep:
         if not (folder / ENCODING).exists():  # the finished parts of a build name thumbnails, too
             with suppress(OSError):

@@ -112,7 +112,9 @@ class Index:
 
     def current(self) -> Self:
         """This index while it is the folder's current generation, else that one, newly opened. Raises as `open`."""
-        if Manifest.read(self.path).generation == self.manifest.generation:
+        if (
+            Manifest.read(self.path) == self.manifest
+        ):  # the number alone is that of another index, too, put in its place
             return self
         return read_current(
             self.path,

@@ -48,9 +48,14 @@ def verify_index(
             manifest = Manifest.read(path)
         except ArtifactError as error:
             return [str(error)]
-        faults = list(_faults(path, manifest, embedder, reencode, progress))
         try:
-            if not faults or Manifest.read(path).generation == manifest.generation:
+            faults = list(_faults(path, manifest, embedder, reencode, progress))
+        except FileNotFoundError:
+            if Manifest.read(path) == manifest:
+                raise
+            continue
+        try:
+            if not faults or Manifest.read(path) == manifest:
                 return faults
         except ArtifactError as error:
             return [str(error)]

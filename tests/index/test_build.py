@@ -216,8 +216,10 @@ def test_a_folder_that_is_no_index_is_never_replaced(embedder, new_catalog, tmp_
 def test_foreign_files_beside_an_index_stay(embedder, built, tmp_path):
     (built / "notes.txt").write_text("mine")
     (built / "thumbnails" / "mine.png").write_text("mine")
+    (built / "items.parquet").write_text("mine")  # as a file of format 1 was called
     build_index(embedder, tmp_path / "goods" / "catalog.csv", built, progress=False)
-    assert (built / "notes.txt").read_text() == (built / "thumbnails" / "mine.png").read_text() == "mine"
+    for name in ("notes.txt", "thumbnails/mine.png", "items.parquet"):
+        assert (built / name).read_text() == "mine"
 
 
 @pytest.mark.parametrize("damage", ["", "{}", '{"format_version": 1}'])

@@ -348,6 +348,15 @@ def test_a_reader_whose_generation_vanished_reads_the_manifest_again(built):
     assert seen == [1, 3]
 
 
+def test_another_index_in_its_place_is_seen_though_its_number_is_the_same(built, embedder, new_catalog):
+    reader = Index.open(built)
+    assert reader.current() is reader
+    shutil.rmtree(built)
+    build_index(embedder, new_catalog(n=7, name="others"), built, progress=False)
+    assert Manifest.read(built).generation == reader.manifest.generation
+    assert reader.refresh() and len(reader) == 7
+
+
 def test_a_reader_does_not_retry_a_generation_that_is_damaged_for_ever(built):
     seen = []
 

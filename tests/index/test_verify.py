@@ -4,6 +4,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
+import index.verify
 from index.build import build_index
 from index.manifest import FileRecord, Manifest
 from index.search import Index
@@ -164,6 +165,19 @@ def test_a_generation_that_is_replaced_while_it_is_verified_is_no_fault(built, m
     monkeypatch.setattr(Manifest, "file_problems", meanwhile)
     assert verify_index(built) == []
     assert calls[0] == 1 and 3 in calls
+
+
+def test_a_file_that_goes_while_it_is_read_is_read_in_the_next_generation(built, monkeypatch):
+    faults = index.verify._ledger_faults
+
+    def meanwhile(opened):
+        monkeypatch.setattr(index.verify, "_ledger_faults", faults)
+        delete_items(built, ids=["g1"])
+        delete_items(built, ids=["g2"])
+        return faults(opened)
+
+    monkeypatch.setattr(index.verify, "_ledger_faults", meanwhile)
+    assert verify_index(built) == []
 
 
 def test_encoding_again_reads_the_catalogue_as_the_build_did(embedder, tmp_path):
