@@ -184,8 +184,10 @@ class PlanFolder:
 
 def remove_finished(index: Path, current: Path | None) -> None:
     """Remove the shards of a build that was committed as `current`, a generation, even if it was killed right after."""
+    if current is None or not (current / ITEMS).exists():
+        return
     for mark in (index / ENCODING).glob(f"*/{_ASSEMBLED}"):
-        if current is not None and mark.samefile(current / ITEMS):
+        if mark.samefile(current / ITEMS):
             _remove(index / ENCODING)
             return
 

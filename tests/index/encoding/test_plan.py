@@ -247,6 +247,7 @@ def test_shards_go_when_what_was_made_of_them_is_current(tmp_path):
     folder.mark_assembled(tmp_path / "stage" / "items.parquet")
     remove_finished(tmp_path, tmp_path / "generation-000001")
     remove_finished(tmp_path, None)
+    remove_finished(tmp_path, tmp_path / "generation-000009")  # which somebody has removed
     assert folder.is_done(0)
     folder.mark_assembled(tmp_path / "generation-000002" / "items.parquet")  # once more, after a kill
     (tmp_path / "generation-000002").rename(tmp_path / "generation-000003")
