@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 _BYTES_A_TOKEN = 4
 _PIXELS_A_TOKEN = 28 * 28
 _MOST_PIXELS = 1 << 20
+_MOST_PIXELS_OPEN = 1 << 29
+"""All images of a batch are in memory at once, at three bytes a pixel and some more while one is decoded."""
 _LEAST_AREA = 10_000
 """`longest_edge` is a side in some image processors and an area in others."""
 
@@ -36,21 +38,20 @@ class Lengths:
         self._most_pixels = getattr(spec, "max_pixels", None) or _pixel_limit(embedder) or _MOST_PIXELS
 
     def of(self, item: Item) -> float:
-        text = min(len((item.text or "").encode("utf-8", "replace")) / _BYTES_A_TOKEN, self._most_tokens)
-        return text + (0 if item.image is None else self._pixels(item.image) / _PIXELS_A_TOKEN)
+        return self.measure(item)[0]
 
-    def _pixels(self, image: Any) -> int:
-        try:
-            width, height = _size(image)
-        except Exception:  # Pillow raises about anything; preparing the row says what is wrong
-            return 0
-        return min(width * height, self._most_pixels)
+    def measure(self, item: Item) -> tuple[float, int]:
+        """Tokens, and the pixels of the image as it lies in its file."""
+        text = min(len((item.text or "").encode("utf-8", "replace")) / _BYTES_A_TOKEN, self._most_tokens)
+        pixels = 0 if item.image is None else _pixels(item.image)
+        return text + min(pixels, self._most_pixels) / _PIXELS_A_TOKEN, pixels
 
 
 @dataclass(frozen=True)
 class Looked:
     length: float
     known: KnownRow | None
+    pixels: int = 0
 
 
 class Lookup:
@@ -69,13 +70,34 @@ class Lookup:
             known = self._known.find(self._keys.key(item.text, digest))
             if known is not None:
                 return Looked(0, known)
-        return Looked(self._lengths.of(item), None)
+        length, pixels = self._lengths.measure(item)
+        return Looked(length, None, pixels)
 
 
-def batches(lengths: Mapping[int, float], size: int) -> list[list[int]]:
-    """Positions in batches of at most `size`, the longest first: what does not fit into memory shows at once."""
-    order = sorted(lengths, key=lambda position: (-lengths[position], position))
-    return [order[start : start + size] for start in range(0, len(order), size)]
+def batches(lengths: Mapping[int, float], size: int, pixels: Mapping[int, int] | None = None) -> list[list[int]]:
+    """Positions in batches of at most `size`, the longest first: what does not fit into memory shows at once.
+
+    Args:
+        pixels: of each position; a batch has no more than _MOST_PIXELS_OPEN, unless a single row has.
+    """
+    found: list[list[int]] = []
+    open_pixels = 0
+    for position in sorted(lengths, key=lambda position: (-lengths[position], position)):
+        own = pixels[position] if pixels else 0
+        if not found or len(found[-1]) == size or open_pixels + own > _MOST_PIXELS_OPEN:
+            found.append([])
+            open_pixels = 0
+        found[-1].append(position)
+        open_pixels += own
+    return found
+
+
+def _pixels(image: Any) -> int:
+    try:
+        width, height = _size(image)
+    except Exception:  # Pillow raises about anything; preparing the row says what is wrong
+        return 0
+    return width * height
 
 
 def _size(image: Any) -> tuple[int, int]:

@@ -92,13 +92,13 @@ class EncodedShard:
 
     def plan(self, looked: Iterable[tuple[int, Looked, Facts | None]], batch_size: int) -> list[list[int]]:
         """Take what is known, with its facts, and put the rest into batches."""
-        lengths = {}
+        lengths, pixels = {}, {}
         for position, look, facts in looked:
             if look.known is None or facts is None:
-                lengths[position] = look.length
+                lengths[position], pixels[position] = look.length, look.pixels
             else:
                 self._known[position], self._facts[position] = look.known, facts
-        return batches(lengths, batch_size)
+        return batches(lengths, batch_size, pixels)
 
     def add(self, prepared: Prepared, vectors: Vectors | None) -> None:
         """Take what came of a batch; without `vectors`, they were given."""

@@ -13,6 +13,7 @@ import pyarrow.parquet as pq
 import pytest
 
 import index.build
+import index.encoding.lookup
 from fanoise.catalog import read_catalog, webdataset
 from fanoise.embedder import Embedder
 from fanoise.errors import CatalogError, InputError
@@ -145,6 +146,14 @@ def test_ctrl_c_keeps_what_is_finished(spawn, run_build, tmp_path):
     kept = 10 * len(shards(tmp_path / "index"))
     assert 10 <= kept < 60
     assert run_build(**options)["here"] == 60 - kept
+    check(tmp_path / "index", catalog)
+
+
+def test_large_pictures_go_through_the_model_a_few_at_a_time(split, tmp_path, monkeypatch):
+    catalog = write_catalog(tmp_path / "c.jsonl", 10, images=5)
+    monkeypatch.setattr(index.encoding.lookup, "_MOST_PIXELS_OPEN", 2 * 48 * 36)
+    build(split, catalog, tmp_path / "index")
+    assert split.module.batches == [2, 2, 6]
     check(tmp_path / "index", catalog)
 
 

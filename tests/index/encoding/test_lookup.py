@@ -4,7 +4,8 @@ from types import SimpleNamespace
 import pytest
 
 from fanoise.catalog import Item
-from index.encoding.lookup import Lengths, batches
+from index.encoding.content import ContentKeys
+from index.encoding.lookup import Lengths, Looked, Lookup, batches
 from tests.index.encoding.fakes import draw
 
 
@@ -19,6 +20,21 @@ def test_batches_hold_every_row_once_the_longest_first():
     assert batches(lengths, 2) == [[11, 4], [3, 8], [9]]
     assert batches(lengths, 100) == [[11, 4, 3, 8, 9]]
     assert batches({}, 2) == []
+
+
+def test_a_batch_of_huge_images_is_a_small_one():
+    """A catalogue of a few megabytes may name pictures of 64 million pixels each, all open at once."""
+    lengths = dict.fromkeys(range(20), 1.0)
+    huge = batches(lengths, 32, dict.fromkeys(range(20), 64_000_000))
+    assert [len(batch) for batch in huge] == [8, 8, 4]
+    assert [len(batch) for batch in batches(lengths, 32, dict.fromkeys(range(20), 12_000_000))] == [20]
+    assert batches({0: 2.0, 1: 1.0, 2: 0.5}, 32, {0: 0, 1: 1 << 40, 2: 0}) == [[0], [1], [2]]
+
+
+def test_the_pixels_of_a_row_are_those_of_its_file(tmp_path):
+    draw(tmp_path / "large.png", 1, size=(600, 400))
+    look = Lookup(embedder(max_pixels=784), ContentKeys({}), None)
+    assert look(Item(image=tmp_path / "large.png", text="x" * 8)) == Looked(3, None, 240_000)
 
 
 def test_text_counts_by_its_bytes_up_to_the_limit():
