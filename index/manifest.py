@@ -169,7 +169,7 @@ class Manifest:
                 raise InputError(
                     f"{folder} is not finished: run the same `index build` again, which goes on where it was"
                 )
-            what = "has no manifest.json" if folder.is_dir() else "does not exist"
+            what = "has no manifest.json" if folder.is_dir() else "is a file" if folder.exists() else "does not exist"
             raise InputError(f"{folder} is not an index: it {what}; build one with {REBUILD}")
         try:
             content = json.loads(file.read_text(encoding="utf-8"))

@@ -10,7 +10,7 @@ import pyarrow.parquet as pq
 from fanoise.errors import printable as _plain
 from index.build import Built
 from index.encoding.assemble import DUPLICATE_OF
-from index.encoding.rejects import Reject, kinds_of
+from index.encoding.rejects import Kind, Reject, kinds_of
 from index.held_out import SAMPLED_ROWS
 from index.items import field_names
 from index.manifest import ITEMS, REBUILD, REJECTS, THUMBNAILS, Manifest
@@ -41,16 +41,20 @@ def describe_build(folder: Path, built: Built, seconds: float) -> str:
     if manifest.rejected:
         ledger = manifest.generation_in(folder) / REJECTS
         lines.append(f"Rejected {_count(manifest.rejected, 'row')}, listed in {ledger}:")
-        kinds = kinds_of(ledger)
-        for kind in kinds[:_SHOWN_KINDS]:
-            lines.append(
-                f"  {kind.count:,} × {_plain(kind.reason)}, {'such as ' * (kind.count > 1)}{_name(kind.first)}"
-            )
-        rest = sum(kind.count for kind in kinds[_SHOWN_KINDS:])
-        lines += [f"  {rest:,} for other reasons"] * bool(rest)
+        lines += _reasons(kinds_of(ledger))
     if manifest.curve:
         lines += describe_tuning(manifest)
     return "\n".join(lines)
+
+
+def _reasons(kinds: Sequence[Kind]) -> list[str]:
+    """A line for each of the most frequent kinds of rejects."""
+    lines = [
+        f"  {kind.count:,} × {_plain(kind.reason)}, {'such as ' * (kind.count > 1)}{_name(kind.first)}"
+        for kind in kinds[:_SHOWN_KINDS]
+    ]
+    rest = sum(kind.count for kind in kinds[_SHOWN_KINDS:])
+    return lines + [f"  {rest:,} for other reasons"] * bool(rest)
 
 
 def describe_change(folder: Path, command: str, change: Change, seconds: float) -> str:
@@ -63,14 +67,15 @@ def describe_change(folder: Path, command: str, change: Change, seconds: float) 
         + (f", of which {change.deleted:,} replaced" * bool(change.deleted)),
         "update": f"Updated {_count(change.added, 'item')}",
         "delete": f"Deleted {_count(change.deleted, 'item')}",
-        "compact": f"Removed {_count(change.deleted, 'deleted row')} from the files",
+        "compact": f"Removed {_count(change.deleted, 'deleted row')} from the files and made FAISS {manifest.factory}",
     }[command]
     lines = [
         f"{done} in {seconds:.1f} s: {folder} holds {_count(manifest.live, 'item')}, generation {manifest.generation}"
     ]
     if change.rejected:
         ledger = manifest.generation_in(folder) / REJECTS
-        lines.append(f"Rejected {_count(change.rejected, 'row')}, listed at the end of {ledger}")
+        lines.append(f"Rejected {_count(change.rejected, 'row')}, listed at the end of {ledger}:")
+        lines += _reasons(kinds_of(ledger, last=change.rejected))
     if manifest.deleted > manifest.live // 4:
         lines.append(f"{_count(manifest.deleted, 'deleted row')} still take room; `python -m index compact` frees it")
     return "\n".join(lines)

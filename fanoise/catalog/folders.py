@@ -10,6 +10,9 @@ from fanoise.catalog.rejects import Rejects
 from fanoise.errors import CatalogError, ImageError
 from fanoise.images import IMAGE_SUFFIXES
 
+# Pictures to whoever put them there, and passed over in silence they would be missed: each is a reject.
+_OTHER_IMAGE_SUFFIXES = frozenset({".heic", ".heif", ".avif", ".jxl", ".jp2", ".svg"})
+
 FOLDER_COLUMNS = ("id", "image", "category", "document", "page")
 
 
@@ -20,7 +23,8 @@ def read_folder(folder: Path, reject: Rejects) -> Iterator[tuple[int, dict[str, 
     """
     number = 0
     suffixes = IMAGE_SUFFIXES | {PDF_SUFFIX}
-    for number, row in enumerate(_rows(folder, walk(folder, suffixes, reject), reject), start=1):
+    files = walk(folder, suffixes | _OTHER_IMAGE_SUFFIXES, reject)
+    for number, row in enumerate(_rows(folder, files, reject), start=1):
         yield number, row
     if not number and not reject.count:
         raise CatalogError(f"{folder}: no images found; expected {', '.join(sorted(suffixes))} files")
@@ -74,6 +78,8 @@ def _rows(folder: Path, files: Iterator[Path], reject: Rejects) -> Iterator[dict
         fields = {"category": relative.parent.as_posix()} if relative.parent != Path() else {}
         if file.suffix.lower() == PDF_SUFFIX:
             yield from _pages(file, relative.as_posix(), fields, reject)
+        elif file.suffix.lower() in _OTHER_IMAGE_SUFFIXES:
+            reject(relative.as_posix(), file, f"{file.suffix.lower()} images are not read; convert it, such as to JPEG")
         else:
             yield {"id": relative.as_posix(), "image": file, **fields}
 

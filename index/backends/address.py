@@ -82,7 +82,7 @@ def parse_address(text: str, *, collection: str | None = None) -> Address:
             raise InputError(f"Milvus address {text!r} names the collection {named!r}, but --collection {collection!r}")
         collection = named
     if not collection:
-        raise InputError(f"Milvus address {text!r} names no collection; must be {_FORMS}")
+        raise InputError(f"Milvus address {text!r} names no collection; must be {_FORMS}, or come with --collection")
     if len(names) > (0 if is_file else 1):
         raise InputError(f"Milvus address {text!r} has too many parts; must be {_FORMS}")
     for what, name in (("collection", collection), *(("database", name) for name in names)):

@@ -30,7 +30,15 @@ def add_command(commands: "Commands[Parser]", name: str, summary: str, examples:
 
 
 def add_index_option(parser: Parser) -> None:
-    parser.add_argument("--index", required=True, type=Path, metavar="DIR", help="index folder")
+    parser.add_argument("--index", required=True, type=_index_folder, metavar="DIR", help="index folder")
+
+
+def _index_folder(text: str) -> Path:
+    if text.startswith(("milvus:", "milvus+")):
+        raise argparse.ArgumentTypeError(
+            f"{text!r} is a Milvus collection, which only `search` reads; name the index folder that it was filled from"
+        )
+    return Path(text)
 
 
 def add_where_option(parser: Parser, effect: str) -> None:

@@ -2,7 +2,7 @@
 
 import json
 import re
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -42,18 +42,23 @@ def read_rejects(path: Path) -> Iterable[Reject]:
 
 @dataclass(frozen=True)
 class Kind:
-    """Rejects of which the reasons are alike; names and figures in them become `…`."""
+    """Rejects of which the reasons are alike; names and figures in which they differ become `…`."""
 
     reason: str
     count: int
     first: Reject
 
 
-def kinds_of(path: Path) -> list[Kind]:
-    """Those in a ledger, the most frequent first."""
-    counts, first = Counter[str](), dict[str, Reject]()
-    for reject in read_rejects(path):
+def kinds_of(path: Path, *, last: int | None = None) -> list[Kind]:
+    """Those in a ledger, or among its `last` rejects, the most frequent first."""
+    counts, first, varied = Counter[str](), dict[str, Reject](), set[str]()
+    rejects = read_rejects(path)
+    for reject in rejects if last is None else deque(rejects, maxlen=last):
         reason = _VARIABLE.sub("…", reject.reason)
         counts[reason] += 1
-        first.setdefault(reason, reject)
-    return [Kind(reason, count, first[reason]) for reason, count in counts.most_common()]
+        if first.setdefault(reason, reject).reason != reject.reason:
+            varied.add(reason)
+    return [
+        Kind(reason if reason in varied else first[reason].reason, count, first[reason])
+        for reason, count in counts.most_common()
+    ]

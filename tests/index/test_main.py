@@ -150,9 +150,10 @@ def test_add_update_delete_compact_export(built, tmp_path, capsys):
     index = ("--index", str(built))
 
     assert main(["add", *index, "--catalog", str(folder / "new.csv"), "--embedder", "run", "--no-progress"]) == 0
-    first, second = capsys.readouterr().out.splitlines()
+    first, second, third = capsys.readouterr().out.splitlines()
     assert first.startswith("Added 1 item in ") and first.endswith(f"{built} holds 41 items, generation 2")
-    assert second.startswith("Rejected 1 row, listed at the end of ") and second.endswith("rejects.jsonl")
+    assert second.startswith("Rejected 1 row, listed at the end of ") and second.endswith("rejects.jsonl:")
+    assert third == "  1 × file not found, n2 (img/no.png)"
 
     assert main(["update", *index, "--catalog", str(folder / "changed.csv"), "--no-progress", "--json"]) == 0
     done = {"added": 2, "deleted": 2, "rejected": 0, "generation": 3, "live": 41}
@@ -173,7 +174,7 @@ def test_add_update_delete_compact_export(built, tmp_path, capsys):
     for part in ("generation 6", "items        29\n", "deleted      16, still in the files", "added from   new.csv"):
         assert part in info
     assert main(["compact", *index, "--factory", "HNSW8"]) == 0
-    assert "Removed 16 deleted rows from the files" in capsys.readouterr().out
+    assert "Removed 16 deleted rows from the files and made FAISS HNSW8 in " in capsys.readouterr().out
     assert main(["verify", *index, "--embedder", "run", "--reencode", "100"]) == 0
     assert main(["verify", *index, "--reencode", "5"]) == 0
     capsys.readouterr()
@@ -294,3 +295,11 @@ def test_a_full_disk_is_one_line(built, capsys, monkeypatch):
         line
         == f"error: {built}: No space left on device; nothing was changed; make room and run the same command again\n"
     )
+
+
+def test_commands_on_folders_refuse_a_collection_and_a_file(tmp_path, capsys):
+    (tmp_path / "shop.db").write_bytes(b"")
+    assert "it is a file; build one" in fails(capsys, "search", "--index", tmp_path / "shop.db", "--text", "x")
+    for command in (["info"], ["verify"], ["delete", "--id", "g1"]):
+        line = fails(capsys, *command, "--index", "milvus+file:shop.db/goods")
+        assert "'milvus+file:shop.db/goods' is a Milvus collection, which only `search` reads; name the index" in line

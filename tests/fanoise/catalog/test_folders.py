@@ -83,6 +83,16 @@ def test_text_can_be_made_of_the_fields(tmp_path):
         list(read_catalog(tmp_path, text="{kind}"))
 
 
+def test_pictures_of_kinds_that_are_not_read_are_rejects(tmp_path):
+    for name in ("a.HEIC", "b.png", "hats/c.avif", "notes.txt"):
+        raw(tmp_path / name, b"")
+    rejects = []
+    found = list(read_catalog(tmp_path, on_reject=lambda id, path, reason: rejects.append((id, reason))))
+    assert [item.id for item in found] == ["b.png"]
+    remedy = "images are not read; convert it, such as to JPEG"
+    assert rejects == [("a.HEIC", f".heic {remedy}"), ("hats/c.avif", f".avif {remedy}")]
+
+
 def test_an_empty_folder_is_refused(tmp_path):
     with pytest.raises(CatalogError, match=r"no images found; expected .*\.jpg.*\.pdf"):
         list(read_catalog(tmp_path))

@@ -25,3 +25,14 @@ def test_reasons_are_counted_by_kind(tmp_path):
         ("near-duplicate of …", 2, "8"),
         ("odd", 1, "10"),
     ]
+    assert [(kind.reason, kind.count) for kind in kinds_of(tmp_path / "r.jsonl", last=2)] == [
+        ("near-duplicate of 'g2'", 1),
+        ("odd", 1),
+    ]
+
+
+def test_what_a_kind_has_in_common_is_kept(tmp_path):
+    write_rejects(tmp_path / "r.jsonl", [Reject(id, None, "more pixels than the limit of 64000000") for id in "ab"])
+    assert [(kind.reason, kind.count) for kind in kinds_of(tmp_path / "r.jsonl")] == [
+        ("more pixels than the limit of 64000000", 2)
+    ]
