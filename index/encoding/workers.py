@@ -26,6 +26,7 @@ Row = TypeVar("Row")
 Result = TypeVar("Result")
 
 # neither embedder nor catalogue need be pickled
+_forking = threading.Lock()
 _FORK = multiprocessing.get_context("fork")
 _SECONDS_TO_DIE = 10.0
 
@@ -132,14 +133,16 @@ class _Failure:
 
 class _Process:
     def __init__(self, work: Callable[[Any], Any]) -> None:
-        self._connection, theirs = _FORK.Pipe()
-        self._process = _FORK.Process(target=_serve, args=(work, theirs, os.getpid()), daemon=True)
-        before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})  # until the child has chosen to ignore it
-        try:
-            self._process.start()
-        finally:
-            signal.pthread_sigmask(signal.SIG_SETMASK, before)
-        theirs.close()
+        # a process forked by another thread in between would hold the other end as well, and hide this one's death
+        with _forking:
+            self._connection, theirs = _FORK.Pipe()
+            self._process = _FORK.Process(target=_serve, args=(work, theirs, os.getpid()), daemon=True)
+            before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})  # until the child ignores it
+            try:
+                self._process.start()
+            finally:
+                signal.pthread_sigmask(signal.SIG_SETMASK, before)
+            theirs.close()
 
     @property
     def pid(self) -> int:
@@ -151,7 +154,8 @@ class _Process:
             self._connection.send(rows)
             answer = receive(self._connection)
         except (EOFError, OSError) as error:
-            self._process.join(_SECONDS_TO_DIE)
+            with _forking:  # whose start looks after children as well: of two that wait for one, one learns nothing
+                self._process.join(_SECONDS_TO_DIE)
             if self._process.exitcode is None:  # it lives: the fault is ours, such as too many open files
                 self.end()
                 raise error if isinstance(error, OSError) else RuntimeError("a worker hung up") from error

@@ -214,3 +214,17 @@ def test_default_workers_are_as_many_as_cores_up_to_four():
 def test_workers_let_the_model_go_first():
     with Workers(lambda rows: os.nice(0), 1, died=None) as workers:
         assert workers.submit([1]).result() == [19]
+
+
+def test_a_death_shows_though_others_are_being_replaced():
+    """A process forked while another's pipe is open on both ends would keep that pipe from closing."""
+
+    def work(rows):
+        if rows != [0]:
+            os._exit(3)
+        return 0
+
+    with Workers(work, 4, died=died) as workers:
+        futures = [workers.submit([1, 2, 3]) for _ in range(24)]
+        for future in futures:
+            assert future.result(timeout=60) == [[f"{row} died of exit status 3"] for row in (1, 2, 3)]
