@@ -24,11 +24,10 @@ import numpy as np
 import pyarrow as pa
 from tqdm import tqdm
 
-from fanoise.errors import ArtifactError, InputError
+from fanoise.errors import InputError
 from index.exact import first_of_each
 from index.hits import Hit
-from index.items import field_names, read_parquet
-from index.manifest import ITEMS
+from index.items import field_names
 from index.opened import Index
 from index.store import VectorStore
 
@@ -167,14 +166,8 @@ def words_of(index: Index) -> Words:
     """The BM25 of an opened index, built when first asked for."""
     with _BUILDING:
         if index.vectors not in _WORDS:
-            try:
-                table = read_parquet(index.generation / ITEMS)
-            except FileNotFoundError:
-                raise ArtifactError(
-                    f"{index.generation} is gone, since {index} has changed; open the index again"
-                ) from None
             rows = np.flatnonzero(index.live)
-            _WORDS[index.vectors] = Words(documents(table.take(pa.array(rows))), rows)
+            _WORDS[index.vectors] = Words(documents(index.item_table().take(pa.array(rows))), rows)
         return _WORDS[index.vectors]
 
 

@@ -2,8 +2,9 @@
 
 import json
 import math
+import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Self
 
@@ -76,6 +77,8 @@ class Items:
     ids: list[str]
     thumbnails: list[str | None]
     fields: pa.StructArray | None = field(repr=False)
+    file: pa.NativeFile | None = field(default=None, repr=False)
+    """What they were read from, held open: it can be read again though a writer has removed its name."""
 
     @classmethod
     def read(cls, path: Path, deleted: np.ndarray | None = None) -> Self:
@@ -83,7 +86,8 @@ class Items:
 
         Raises: ValueError (also pyarrow's) when the file is not what ItemWriter writes.
         """
-        return cls.of(read_items(path), deleted)
+        file = pa.OSFile(os.fsencode(path))
+        return replace(cls.of(read_items(file), deleted), file=file)
 
     @classmethod
     def of(cls, table: pa.Table, deleted: np.ndarray | None = None) -> Self:
@@ -122,9 +126,9 @@ class Items:
         return self.fields.take(pa.array(rows, pa.int64())).to_pylist()
 
 
-def read_items(path: Path) -> pa.Table:
+def read_items(source: Path | pa.NativeFile) -> pa.Table:
     """The whole table. Raises ValueError (also pyarrow's) for missing columns or rows out of order."""
-    table = read_parquet(path)
+    table = read_parquet(source)
     missing = [name for name in COLUMNS if name not in table.column_names]
     if missing:
         raise ValueError(f"columns missing: {', '.join(missing)}")
@@ -133,9 +137,12 @@ def read_items(path: Path) -> pa.Table:
     return table
 
 
-def read_parquet(path: Path, columns: Sequence[str] | None = None) -> pa.Table:
-    """The table, or some of its columns. Raises OSError or ValueError (pyarrow's) for a damaged file."""
-    with pq.ParquetFile(path) as file:
+def read_parquet(source: Path | pa.NativeFile, columns: Sequence[str] | None = None) -> pa.Table:
+    """The table, or some of its columns; an open file stays open.
+
+    Raises: OSError or ValueError (pyarrow's) for a damaged file.
+    """
+    with pq.ParquetFile(source) as file:
         return file.read(columns=columns)
 
 

@@ -17,7 +17,7 @@ from index.faiss_file import read_index
 from index.generations import read_current
 from index.grouping import search_groups
 from index.hits import Hit
-from index.items import Items
+from index.items import Items, read_parquet
 from index.manifest import DELETED, FAISS_INDEX, ITEMS, REBUILD, VECTORS, CatalogRef, EmbedderRef, Manifest
 from index.nearest import Nearest
 from index.selection import Selection, Selections
@@ -181,6 +181,11 @@ class Index:
     def values(self, name: str) -> pa.Array:
         """A field of the items that a search can return, parallel to `live_ids`. Raises InputError if unknown."""
         return self._items.column(name).filter(pa.array(self.live))
+
+    def item_table(self) -> pa.Table:
+        """All columns of items.parquet, by row, read anew: also where commits since have removed this generation."""
+        assert self._items.file is not None
+        return read_parquet(self._items.file)
 
     @property
     def thumbnail_digests(self) -> list[str | None]:

@@ -148,6 +148,14 @@ def test_a_changed_index_has_its_own_words(searcher):
     assert "3" not in [hit.id for hit in hits] and all(hit.fused <= 1 / 61 for hit in hits)
 
 
+def test_an_open_index_finds_words_after_commits_that_removed_its_generation(searcher):
+    pytest.importorskip("bm25s")
+    for id in ("1", "4"):
+        delete_items(searcher.index.path, ids=[id])
+    assert not searcher.index.generation.exists()
+    assert "3" in [hit.id for hit in searcher.search(text="xr", hybrid=True).hits if hit.fused > 1 / 61]
+
+
 def test_a_query_needs_words_and_bm25s_its_package(searcher, monkeypatch, tmp_path):
     with pytest.raises(InputError, match="it needs text: got none"):
         searcher.search(image=tmp_path / "a.png", hybrid=True)
