@@ -7,6 +7,9 @@ Methods, SIGIR, with their constant 60. Only positions count, so a cosine and a 
 with the same BM25, such as all of one category, share a position; what is equal at last is ordered by cosine. Where
 hits are grouped, a position is that among groups.
 
+Each ranking goes ten times as deep as there are hits asked for, at least to 100. Of more items than that, if they share
+a position by words, those in the vector's ranking count, and the first by row.
+
 BM25 is that of bm25s (Lucene's form, k1 = 1.5, b = 0.75), an optional dependency; it is built in memory when a hybrid
 search first needs it, and never stored. Words are runs of letters and digits, compared in small letters and in
 Unicode's compatibility form; nothing is stemmed and no word left out, so that it suits any language that has spaces.
@@ -65,17 +68,19 @@ def find_hybrid(
         good = index.similarities(vector, worded)[0] >= min_score
         worded, relevance = worded[good], relevance[good]
     group_by = index.group_by if group_by is None else group_by
-    groups = index.groups(group_by) if group_by else None
-    if groups is not None:
+    groups = index.groups(group_by) if group_by else np.arange(len(index.live))
+    if group_by:
         first = first_of_each(groups[worded])
         worded, relevance = worded[first], relevance[first]
+    nearest = rows[rows >= 0]
     position = positions(relevance)
-    worded, position = worded[position <= depth], position[position <= depth]
+    within = (np.arange(len(worded)) < depth) | np.isin(groups[worded], groups[nearest])  # ties may be a million
+    within &= position <= depth
+    worded, position = worded[within], position[within]
     unscored = np.setdiff1d(worded, rows)
     cosine |= dict(zip(unscored.tolist(), index.similarities(vector, unscored)[0].tolist(), strict=True))
 
-    nearest = rows[rows >= 0]
-    keys = {int(row): int(row if groups is None else groups[row]) for row in (*worded, *nearest)}
+    keys = {int(row): int(groups[row]) for row in (*worded, *nearest)}
     row_of = {keys[row]: row for row in (*worded.tolist(), *nearest.tolist())}  # of a group's rows the vector's choice
     fused = fuse(
         [

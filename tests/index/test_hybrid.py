@@ -123,6 +123,24 @@ def test_what_only_words_find_is_found_with_its_cosine(searcher, monkeypatch):
     assert hit.score == pytest.approx(cosine, abs=1e-6) and hit.fused >= 1 / 61
 
 
+@pytest.mark.parametrize("group_by", ["", "item"])
+def test_of_rows_with_a_word_in_common_no_more_than_the_depth_are_fused(embedder, tmp_path, monkeypatch, group_by):
+    """But those that the vector ranking has keep their position by words, wherever they stand among equals."""
+    pytest.importorskip("bm25s")
+    rows = [{"text": f"same {100 + i}", "item": f"i{i // 2}"} for i in range(400)]
+    (tmp_path / "c.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    build_index(embedder, tmp_path / "c.jsonl", tmp_path / "index", progress=False)
+    searcher = Searcher(Index.open(tmp_path / "index"), embedder)
+    rankings = []
+    monkeypatch.setattr("index.hybrid.fuse", lambda two: rankings.extend(two) or fuse(two))
+    hits = searcher.search(text="same", k=5, hybrid=True, group_by=group_by).hits
+    by_vector, by_words = rankings
+    assert len(by_vector) == 100 and set(by_vector) | set(range(100)) == set(by_words)
+    assert set(by_words.values()) == {1}
+    plain = searcher.search(text="same", k=5, group_by=group_by).hits
+    assert [hit.id for hit in hits] == [hit.id for hit in plain]
+
+
 def test_filters_groups_and_a_least_score_hold_for_both(searcher):
     pytest.importorskip("bm25s")
     for query in ("red shoe", "hat", "zzz"):
