@@ -86,7 +86,8 @@ def add_items(
     Args:
         existing: what of ids that are in the index already? `refuse` them; let the new rows `replace` the old ones; or
             `require` them, so that rows are replaced and none is new. In an index that groups several rows to an item,
-            new rows replace all rows of their item. A row that is rejected replaces nothing.
+            a row is known if its item is, and new rows replace all rows of their item. A row that is rejected replaces
+            nothing.
         text, image, images: how the catalogue is read, as in `read_catalog`; default as in the build.
         allow_outside, allow_urls: as in `read_catalog`; what the build's catalogue was allowed is not passed on.
     Raises: InputError for ids that are in the index, or not; CatalogError for a bad catalogue; ArtifactError for
@@ -273,16 +274,18 @@ def _names_of(item: Item | Reject, group_by: str | None) -> tuple[str, str] | No
 
 
 def _check_existing(existing: Existing, asked: Sequence[tuple[str, str]], known: set[str], catalog: Path) -> None:
-    if existing == "refuse":
-        odd = [id for id, _ in asked if id in known]
+    if existing == "refuse":  # other rows of a known item, too: an item changes as a whole
+        odd = [names for names in asked if not known.isdisjoint(names)]
         what, remedy = "already", "replace those rows by `index update` or --replace, or give the new ones other ids"
     elif existing == "require":
-        odd = [id for id, group in asked if id not in known and group not in known]
+        odd = [names for names in asked if known.isdisjoint(names)]
         what, remedy = "not", "to add them as well, use `index add --replace`"
     else:
         return
     if odd:
-        raise InputError(f"ids of {catalog} are {what} in the index ({len(odd)}, for example {odd[0]!r}); {remedy}")
+        id, group = odd[0]
+        example = repr(id) if id == group or id in known else f"{id!r} of item {group!r}"
+        raise InputError(f"ids of {catalog} are {what} in the index ({len(odd)}, for example {example}); {remedy}")
 
 
 def _join(

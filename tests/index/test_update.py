@@ -312,8 +312,13 @@ def test_rows_of_an_item_are_replaced_and_deleted_together(embedder, tmp_path):
     first = [("p#0", "a", "p"), ("p#1", "b", "p"), ("q#0", "c", "q"), ("r#0", "d", "r")]
     build_index(embedder, write_rows("a.jsonl", first), tmp_path / "index", progress=False)
     group(tmp_path / "index", "item")
-    add_items(embedder, write_rows("b.jsonl", [("p#2", "e", "p")]), tmp_path / "index", progress=False)
-    assert Index.open(tmp_path / "index").live_ids == ["p#0", "p#1", "q#0", "r#0", "p#2"]
+    with pytest.raises(InputError, match=r"already in the index \(2, for example 'p#2' of item 'p'\); .* --replace"):
+        add_items(embedder, write_rows("b.jsonl", [("p#2", "e", "p"), ("t", "e", "q")]), tmp_path / "index")
+    add_items(
+        embedder, write_rows("b.jsonl", [("t#0", "e", "t"), ("t#1", "e", "t")]), tmp_path / "index", progress=False
+    )
+    assert Index.open(tmp_path / "index").live_ids == ["p#0", "p#1", "q#0", "r#0", "t#0", "t#1"]
+    delete_items(tmp_path / "index", ids=["t"])
     new = write_rows("c.jsonl", [("p#0", "f", "p"), ("p#9", "g", "p")])
     add_items(embedder, new, tmp_path / "index", existing="require", progress=False)
     assert Index.open(tmp_path / "index").live_ids == ["q#0", "r#0", "p#0", "p#9"]
