@@ -1,7 +1,7 @@
 """Is an index folder still what was built? Every fault in a line, not only the first."""
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -31,7 +31,13 @@ _NEARER = 0.001
 
 
 def verify_index(
-    path: Path | str, *, embedder: "Embedder | None" = None, reencode: int = 0, progress: bool = False
+    path: Path | str,
+    *,
+    embedder: "Embedder | None" = None,
+    reencode: int = 0,
+    allow_outside: bool = False,
+    allow_urls: bool = False,
+    progress: bool = False,
 ) -> list[str]:
     """Every fault found, one line each; an empty list is a sound index.
 
@@ -40,16 +46,19 @@ def verify_index(
     Args:
         reencode: how many items, drawn with a fixed seed, to encode again by `embedder` from the catalogues that the
             manifest names, and to compare with their vectors.
+        allow_outside, allow_urls: as in `read_catalog`, for these catalogues; what the build's was allowed is not
+            passed on, so that no index can have this machine read or fetch what its user did not allow.
     Raises: InputError if `path` is no index at all.
     """
     path = Path(path)
+    permissions = {"allow_outside": allow_outside, "allow_urls": allow_urls}
     while True:
         try:
             manifest = Manifest.read(path)
         except ArtifactError as error:
             return [str(error)]
         try:
-            faults = list(_faults(path, manifest, embedder, reencode, progress))
+            faults = list(_faults(path, manifest, embedder, reencode, permissions, progress))
         except FileNotFoundError:
             if Manifest.read(path) == manifest:
                 raise
@@ -63,7 +72,12 @@ def verify_index(
 
 
 def _faults(
-    path: Path, manifest: Manifest, embedder: "Embedder | None", reencode: int, progress: bool
+    path: Path,
+    manifest: Manifest,
+    embedder: "Embedder | None",
+    reencode: int,
+    permissions: Mapping[str, bool],
+    progress: bool,
 ) -> Iterator[str]:
     faults = list(manifest.file_problems(path))
     if embedder is not None:
@@ -83,7 +97,7 @@ def _faults(
     yield from _vector_faults(index)
     yield from _thumbnail_faults(index, progress)
     if embedder is not None and reencode:
-        yield from _encoding_faults(index, embedder, reencode, progress)
+        yield from _encoding_faults(index, embedder, reencode, permissions, progress)
 
 
 def _ledger_faults(index: Index) -> Iterator[str]:
@@ -124,12 +138,14 @@ def _thumbnail_faults(index: Index, progress: bool) -> Iterator[str]:
             yield f"{file} is damaged: its SHA-256 is not the one in items.parquet"
 
 
-def _encoding_faults(index: Index, embedder: "Embedder", number: int, progress: bool) -> Iterator[str]:
+def _encoding_faults(
+    index: Index, embedder: "Embedder", number: int, permissions: Mapping[str, bool], progress: bool
+) -> Iterator[str]:
     rng = np.random.default_rng(0)
     rows = np.sort(rng.choice(np.flatnonzero(index.live), size=min(number, len(index)), replace=False))
     wanted = {index.ids[row]: int(row) for row in rows}
     try:
-        items = _find_items(index, set(wanted))
+        items = _find_items(index, set(wanted), permissions)
     except (FANoiseError, OSError, TypeError) as error:  # TypeError: options of another version
         yield f"nothing can be encoded again: {error}"
         return
@@ -167,12 +183,12 @@ def _encode_again(index: Index, embedder: "Embedder", row: int, item: Item | Rej
     return None
 
 
-def _find_items(index: Index, ids: set[str]) -> dict[str, Item | Reject]:
+def _find_items(index: Index, ids: set[str], permissions: Mapping[str, bool]) -> dict[str, Item | Reject]:
     """The rows with these ids, read as the build did, each from the catalogue that named it last."""
     found: dict[str, Item | Reject] = {}
     for ref in (*reversed(index.manifest.added), index.manifest.catalog):
         here: dict[str, Item | Reject] = {}
-        for row in referenced_rows(ref, index.path):
+        for row in referenced_rows(ref, index.path, **permissions):
             id = printable_text(row.id)
             if id in ids:
                 here[id] = row

@@ -84,9 +84,13 @@ def add_reading_options(parser: Parser, *, defaults: str) -> argparse._ArgumentG
         metavar="FOLDER",
         help=f"where relative image paths start{defaults or ' (default: beside the catalogue)'}",
     )
-    group.add_argument("--allow-outside", action="store_true", help="let image paths lead out of that folder")
-    group.add_argument("--allow-urls", action="store_true", help="fetch images that are named by their URL")
+    add_permission_options(group, "that folder")
     return group
+
+
+def add_permission_options(options: argparse._ActionsContainer, folder: str) -> None:
+    options.add_argument("--allow-outside", action="store_true", help=f"let image paths lead out of {folder}")
+    options.add_argument("--allow-urls", action="store_true", help="fetch images that are named by their URL")
 
 
 def image_columns(args: argparse.Namespace) -> str | list[str] | None:

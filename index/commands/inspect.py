@@ -4,7 +4,7 @@ import argparse
 import json
 from pathlib import Path
 
-from index.commands import Commands, Parser, add_command, add_device_option, add_index_option
+from index.commands import Commands, Parser, add_command, add_device_option, add_index_option, add_permission_options
 
 
 def add_info(commands: "Commands[Parser]") -> None:
@@ -30,7 +30,8 @@ def add_verify(commands: "Commands[Parser]") -> None:
         "  python -m index verify --index DIR\n"
         "  python -m index verify --index DIR --reencode 100\n"
         "  python -m index verify --index DIR --embedder runs/demo/fanoise --json",
-        more="With --embedder or --reencode, items are drawn, encoded again from their catalogues, and compared.",
+        more="With --embedder or --reencode, items are drawn, encoded again from their catalogues, and compared.\n"
+        "What these catalogues may reach is said again: an index of somebody else may name any path and any URL.",
     )
     add_index_option(parser)
     parser.add_argument("--embedder", metavar="RUN", help="also compare this embedder's fingerprint and vectors")
@@ -40,6 +41,7 @@ def add_verify(commands: "Commands[Parser]") -> None:
         metavar="N",
         help="encode N items again; 0 for none (default: 16 with --embedder, else none)",
     )
+    add_permission_options(parser, "their catalogue's folder")
     add_device_option(parser)
     parser.add_argument("--no-progress", action="store_true", help="no progress bars")
     parser.add_argument("--json", action="store_true", help="print the faults as JSON")
@@ -93,7 +95,14 @@ def _run_verify(args: argparse.Namespace) -> int:
         from index.manifest import Manifest
 
         embedder = load_embedder(Manifest.read(args.index).embedder, args.index, device=args.device)
-    faults = verify_index(args.index, embedder=embedder, reencode=reencode, progress=not args.no_progress)
+    faults = verify_index(
+        args.index,
+        embedder=embedder,
+        reencode=reencode,
+        allow_outside=args.allow_outside,
+        allow_urls=args.allow_urls,
+        progress=not args.no_progress,
+    )
     if args.json:
         print(json.dumps({"sound": not faults, "faults": faults}, ensure_ascii=False))
     else:

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from fanoise.catalog import ImageBytes, Item, read_catalog
+from fanoise.catalog import ImageBytes, Item, catalog_root, read_catalog
+from fanoise.errors import CatalogError
 from index.encoding.rejects import Reject
 from index.items import printable_text
 from index.manifest import CatalogRef
@@ -43,12 +44,24 @@ def catalog_rows(catalog: Path, **reading: Any) -> Iterator[Item | Reject]:
     yield from rejects
 
 
-def referenced_rows(ref: CatalogRef, index: Path) -> Iterator[Item | Reject]:
-    """The rows of a catalogue that the manifest of the index in the folder `index` names."""
-    reading = dict(ref.options)
+def referenced_rows(ref: CatalogRef, index: Path, *, allow_outside: bool, allow_urls: bool) -> Iterator[Item | Reject]:
+    """The rows of a catalogue that the manifest of the index in the folder `index` names.
+
+    Args:
+        allow_outside, allow_urls: as in `read_catalog`. What the manifest says of them does not count: it may be a
+            stranger's. For the same reason a folder of images outside the catalogue's needs `allow_outside`.
+    Raises: CatalogError for such a folder without it.
+    """
+    catalog = index / ref.path
+    reading = ref.options | {"allow_outside": allow_outside, "allow_urls": allow_urls}
     if "images" in reading:
         reading["images"] = index / reading["images"]
-    return catalog_rows(index / ref.path, text=ref.text, **reading)
+        if not allow_outside and not reading["images"].resolve().is_relative_to(catalog_root(catalog).resolve()):
+            raise CatalogError(
+                f"{index}: its manifest reads images in {reading['images'].resolve()}, outside the folder of catalogue "
+                f"{ref.name}; if it may, say so with --allow-outside"
+            )
+    return catalog_rows(catalog, text=ref.text, **reading)
 
 
 def cut(rows: Iterable[Item | Reject], size: int = SHARD_ROWS) -> Iterator[Shard]:

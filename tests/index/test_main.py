@@ -249,7 +249,9 @@ def test_add_with_the_options_of_a_catalogue(built, tmp_path, capsys):
     there = ["--catalog", str(tmp_path / "more.csv"), "--images", str(tmp_path / "deep"), "--allow-outside"]
     assert main([*add, *there]) == 0
     assert "Added 1 item" in capsys.readouterr().out
-    assert main(["verify", "--index", str(built), "--reencode", "100", "--no-progress"]) == 0
+    verify = ["verify", "--index", str(built), "--reencode", "100", "--no-progress"]
+    assert main(verify) == 1 and "--allow-outside" in capsys.readouterr().out
+    assert main([*verify, "--allow-outside"]) == 0
 
 
 def test_a_template_of_the_build_is_named_where_a_column_is_missing(new_catalog, tmp_path, capsys):

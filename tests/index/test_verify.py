@@ -198,12 +198,33 @@ def test_encoding_again_reads_the_catalogue_as_the_build_did(embedder, tmp_path)
         progress=False,
     )
     assert Index.open(tmp_path / "index").ids == ["a#0", "a#1", "b#0", "b#1", "c", "d#1"]
-    assert verify_index(tmp_path / "index", embedder=embedder, reencode=9) == []
+    assert verify_index(tmp_path / "index", embedder=embedder, reencode=9, allow_outside=True) == []
     draw(tmp_path / "elsewhere" / "1.png", 7)
     catalog.write_text(catalog.read_text().replace("0.png\n", "https://example.org/0.png\n"))
-    first, second = verify_index(tmp_path / "index", embedder=embedder, reencode=9)
+    first, second = verify_index(tmp_path / "index", embedder=embedder, reencode=9, allow_outside=True)
     assert "(id 'a#1') cannot be confirmed: encoded again it has similarity" in first
     assert "(id 'd#1') cannot be confirmed: URLs are not fetched" in second
+
+
+def test_encoding_again_needs_its_own_permissions(embedder, tmp_path):
+    draw(tmp_path / "shop" / "a.png", 1)
+    draw(tmp_path / "b.png", 2)
+    draw(tmp_path / "private" / "c.png", 3)
+    catalog, folder = tmp_path / "shop" / "c.csv", tmp_path / "index"
+    catalog.write_text("id,image\na,a.png\nb,../b.png\n")
+    build_index(embedder, catalog, folder, allow_outside=True, allow_urls=True, progress=False)
+    assert verify_index(folder, embedder=embedder, reencode=9, allow_outside=True) == []
+    (fault,) = verify_index(folder, embedder=embedder, reencode=9)
+    assert "(id 'b') cannot be confirmed: leads out of" in fault and "--allow-outside" in fault
+    catalog.write_text("id,image\na,a.png\nb,https://localhost/b.png\n")
+    (fault,) = verify_index(folder, embedder=embedder, reencode=9, allow_outside=True)
+    assert "URLs are not fetched" in fault and "--allow-urls" in fault
+    (fault,) = verify_index(folder, embedder=embedder, reencode=9, allow_urls=True)
+    assert "(id 'b') cannot be confirmed" in fault and "URLs are not fetched" not in fault
+    manifest = Manifest.read(folder)
+    replace(manifest, catalog=replace(manifest.catalog, options={"images": "../private"})).write(folder)
+    (fault,) = verify_index(folder, embedder=embedder, reencode=9, allow_urls=True)
+    assert f"its manifest reads images in {tmp_path / 'private'}, outside the folder of" in fault
 
 
 @pytest.mark.parametrize("precision", ["fp32", "fp16", "int8"])
