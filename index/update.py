@@ -25,6 +25,7 @@ from index.build import catalog_ref, check_apart
 from index.encoding.cut import catalog_rows
 from index.encoding.items import encode_items
 from index.encoding.known import KnownRows
+from index.encoding.plan import catalog_state
 from index.encoding.rejects import Reject
 from index.factory import add_rows, check_factory
 from index.faiss_file import read_index, write_index
@@ -110,6 +111,7 @@ def add_items(
             "allow_urls": allow_urls,
         }
         current = _Current(writer)
+        read = catalog_state(catalog)
         # Read once before encoding: ids that cannot be taken are found in seconds.
         try:
             rows = list(map(partial(_names_of, group_by=old.group_by), catalog_rows(catalog, text=text, **reading)))
@@ -134,6 +136,8 @@ def add_items(
                 known=KnownRows([current.folder], index=writer.folder, dim=old.dim, precision=old.precision),
                 advance=bar.update,
             )
+        if catalog_state(catalog) != read:
+            raise CatalogError(f"{catalog} was changed while it was read; run the command again")
         added = read_items(new / ITEMS)
         names = _names(added, old.group_by)
         replaced = np.empty(0, np.int64) if existing == "refuse" else current.rows_named(names)
@@ -318,12 +322,13 @@ def _join(
 def _merge_ledgers(old: Path, new: Path, target: Path, indexed: set[str]) -> int:
     """The old rejects but those that are indexed now or rejected again, then the new ones; returns their number."""
     again, before = _read_ledger(new), _read_ledger(old)
-    settled = indexed | set(again)
-    kept = [line for id, line in before.items() if id not in settled]
-    target.write_text("".join([*kept, *again.values()]), encoding="utf-8")
+    settled = indexed | {id for id, _ in again}
+    kept = [line for id, line in before if id not in settled]
+    target.write_text("".join([*kept, *(line for _, line in again)]), encoding="utf-8")
     return len(again)
 
 
-def _read_ledger(path: Path) -> dict[str, str]:
+def _read_ledger(path: Path) -> list[tuple[str, str]]:
+    """Id and line of each reject. Rows that are rejected may share an id."""
     with path.open(encoding="utf-8") as file:  # str.splitlines would also split at U+2028, which JSON leaves alone
-        return {json.loads(line)["id"]: line for line in file}
+        return [(json.loads(line)["id"], line) for line in file]

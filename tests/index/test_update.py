@@ -123,6 +123,29 @@ def test_the_ledger_forgets_what_is_indexed_at_last(embedder, new_catalog, tmp_p
     assert "bad2" in ledger and "bad\u2028one" not in ledger
 
 
+def test_rejects_of_one_id_are_all_counted_and_kept(embedder, built, write):
+    first = write("a.csv", [row("x", "", image="../a.png"), row("x", "", image="../b.png"), row("n1", "one")])
+    assert add_items(embedder, first, built, progress=False).rejected == 2
+    change = add_items(embedder, write("b.csv", [row("n2", "two")]), built, progress=False)
+    assert (change.rejected, change.manifest.rejected) == (0, 2)
+    lines = (Index.open(built).generation / "rejects.jsonl").read_text().splitlines()
+    assert [json.loads(line)["path"] for line in lines] == ["../a.png", "../b.png"]
+    assert verify_index(built) == []
+
+
+def test_a_catalogue_that_changes_while_it_is_read_changes_nothing(embedder, built, write, monkeypatch):
+    catalog, encode = write("new.csv", [row("n1", "one")]), index.update.encode_items
+
+    def encode_after_a_change(*args, **options):
+        write("new.csv", [row("g1", "known")])
+        return encode(*args, **options)
+
+    monkeypatch.setattr("index.update.encode_items", encode_after_a_change)
+    with pytest.raises(CatalogError, match=r"new\.csv was changed while it was read; run the command again"):
+        add_items(embedder, catalog, built, progress=False)
+    assert Manifest.read(built).generation == 1
+
+
 def test_a_catalogue_of_rejects_changes_nothing(embedder, built, write):
     with pytest.raises(CatalogError, match="all 1 rows were rejected"):
         add_items(embedder, write("c.csv", [row("n", "", image="img/no.png")]), built, progress=False)
