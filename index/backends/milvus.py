@@ -267,15 +267,24 @@ class MilvusBackend:
         return bool(found)
 
     def _all(self, column: str) -> Iterator[Mapping[str, Any]]:
-        """A column of all items, in the order of the index; in pieces, as a server returns only so much at once."""
+        """A column of all items, in the order of the index; in pieces, as a server returns only so much at once.
+
+        Raises: ArtifactError where an item is missing, after which values would be taken for those of other items.
+        """
         for start in range(0, len(self), _ROWS_AT_ONCE):
+            stop = min(start + _ROWS_AT_ONCE, len(self))
             with milvus_errors(self.address):
                 block = self._client.query(
                     self._collection,
-                    filter=f"row >= {start} and row < {start + _ROWS_AT_ONCE}",
+                    filter=f"row >= {start} and row < {stop}",
                     output_fields=["row", column],
                     limit=_ROWS_AT_ONCE,
                     timeout=TIMEOUT_S,
+                )
+            if len(block) != stop - start:
+                raise ArtifactError(
+                    f"{self} answers with {len(block):,} instead of {stop - start:,} items from row {start:,} on, so "
+                    "somebody changed it, or it is recovering; ask again, else fill it again with --replace"
                 )
             yield from sorted(block, key=lambda entity: entity["row"])
 

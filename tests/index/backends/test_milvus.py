@@ -160,6 +160,14 @@ def test_columns_come_in_the_order_of_the_index(filled, folder, monkeypatch):
         filled.values("x")
 
 
+def test_a_column_that_lacks_an_item_is_refused(filled, monkeypatch):
+    query = filled._client.query
+    monkeypatch.setattr(index.backends.milvus, "_ROWS_AT_ONCE", 40)
+    monkeypatch.setattr(filled._client, "query", lambda *args, **options: query(*args, **options)[1:])
+    with pytest.raises(ArtifactError, match="answers with 39 instead of 40 items from row 0 on"):
+        filled.values("price")
+
+
 def test_it_says_what_it_is(filled, folder, varied):
     assert (len(filled), filled.dim, filled.embedder_dim, filled.group_by) == (COUNT, folder.dim, folder.dim, None)
     assert filled.catalog == folder.catalog
