@@ -43,7 +43,7 @@ def add_search(commands: "Commands[Parser]") -> None:
     parser.add_argument("--embedder", metavar="RUN", help="embedder to use (default: the one the index names)")
     add_device_option(parser)
     parser.add_argument("--no-verify", action="store_true", help="compare file sizes but not checksums before reading")
-    parser.add_argument("--json", action="store_true", help="print hits, notes and latency as JSON")
+    parser.add_argument("--json", action="store_true", help="print hits, latency, device and notes as JSON")
     parser.set_defaults(run=_run_search)
 
 
@@ -67,5 +67,8 @@ def _run_search(args: argparse.Namespace) -> int:
         hybrid=args.hybrid,
     )
     device = searcher.backend.device
-    print(json.dumps(answer.to_json(), ensure_ascii=False) if args.json else describe_answer(answer, device))
+    if args.json:
+        print(json.dumps(answer.to_json() | {"device": device}, ensure_ascii=False))
+    else:
+        print(describe_answer(answer, device))
     return 0

@@ -70,7 +70,7 @@ def test_search_as_json_with_filters(built, capsys):
         == 0
     )
     answer = json.loads(capsys.readouterr().out)
-    assert set(answer) == {"hits", "latency_ms"}
+    assert set(answer) == {"hits", "latency_ms", "device"} and answer["device"] == "CPU"
     assert {(hit["colour"], hit["price"]) for hit in answer["hits"]} == {("red", "2")}
     assert sorted(hit["id"] for hit in answer["hits"]) == ["g12", "g32"]
 
