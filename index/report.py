@@ -34,7 +34,7 @@ def describe_build(folder: Path, built: Built, seconds: float) -> str:
         lines.append(f"Encoding took {built.seconds:.1f} s here, {share} of it in the model")
     if built.deaths:
         processes = "1 worker process" if built.deaths == 1 else f"{built.deaths:,} worker processes"
-        lines.append(f"{processes} died; a row that one died of alone is among the rejected ones")
+        lines.append(f"{processes} died or stalled; a row that one did so at alone is among the rejected ones")
     if built.duplicates:
         where = "rejected" if built.skips_duplicates else f"named in the field {DUPLICATE_OF}"
         lines.append(f"Near-duplicates of images: {built.duplicates:,}, {where}")

@@ -121,8 +121,8 @@ class Preparer:
 
 
 def died(row: tuple[int, Any], how: str) -> Prepared:
-    """For a row whose preparation ends the process."""
-    reason = f"preparing it ended the process ({how}); the image is damaged, or takes too much memory"
+    """For a row whose preparation ends the process, or does not end."""
+    reason = f"preparing it {how}; the image is damaged, or takes too much memory or time"
     return Prepared(positions=[], facts=[], batch=None, rejected={row[0]: reason})
 
 

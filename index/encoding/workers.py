@@ -1,4 +1,4 @@
-"""Processes that work on lists of rows while this one runs the model; a row that kills its process is one reject.
+"""Processes that work on lists of rows while this one runs the model; a row that kills or stalls one is one reject.
 
 `concurrent.futures.ProcessPoolExecutor` cannot say which task killed a process, gives up on all of them then, and
 leaves its processes behind when this one is killed; torch's DataLoader, too, ends with the first death.
@@ -29,6 +29,10 @@ Result = TypeVar("Result")
 _forking = threading.Lock()
 _FORK = multiprocessing.get_context("fork")
 _SECONDS_TO_DIE = 10.0
+_SECONDS_A_ROW = 120
+"""After which a row is taken for endless: six times what a URL is given, far more than any sound page or picture."""
+_SECONDS_A_TASK = 900
+"""At most, so that an endless row does not hold up all that come behind it for longer than its task is worth."""
 
 
 def default_workers(cores: int, processes: int = 1) -> int:
@@ -44,7 +48,9 @@ class Workers(Generic[Row, Result]):
     """`number` processes that do `work` on what is submitted; with 0, this process does it at once.
 
     Where a process dies (killed for its memory, a fault in a decoder), another takes its place and does the rows of its
-    task one by one; for a row that kills that one as well, the result is what `died(row, reason)` says.
+    task one by one; for a row that kills that one as well, the result is what `died(row, how)` says, where `how` goes
+    on a sentence about its preparation: "ended the process (signal SIGKILL)". One that does not answer in
+    `_SECONDS_A_ROW` for each row, `_SECONDS_A_TASK` at most, is killed: "took more than 120 s".
     """
 
     def __init__(
@@ -72,7 +78,7 @@ class Workers(Generic[Row, Result]):
 
     @property
     def deaths(self) -> int:
-        """How many processes have died."""
+        """How many processes have died, or had to be killed."""
         return self._deaths
 
     @property
@@ -152,6 +158,11 @@ class _Process:
     def do(self, rows: Sequence[Any]) -> Any:
         try:
             self._connection.send(rows)
+            limit = min(_SECONDS_A_ROW * len(rows), _SECONDS_A_TASK)
+            if not _answers(self._connection, limit):
+                self.end()
+                self._connection.close()
+                raise _Dead(f"took more than {limit} s")
             answer = receive(self._connection)
         except (EOFError, OSError) as error:
             with _forking:  # whose start looks after children as well: of two that wait for one, one learns nothing
@@ -168,7 +179,7 @@ class _Process:
 
     def end(self) -> None:
         self._process.kill()
-        self._process.join()
+        self._process.join(_SECONDS_TO_DIE)  # one that waits for a disk that is gone cannot be killed, only left
 
 
 def _serve(work: Callable[[Any], Any], connection: Connection, parent: int) -> None:
@@ -198,4 +209,17 @@ def _end_with(parent: int) -> None:
 
 
 def _how(exitcode: int) -> str:
-    return f"signal {signal.Signals(-exitcode).name}" if exitcode < 0 else f"exit status {exitcode}"
+    status = f"signal {signal.Signals(-exitcode).name}" if exitcode < 0 else f"exit status {exitcode}"
+    return f"ended the process ({status})"
+
+
+def _answers(connection: Connection, seconds: float) -> bool:
+    """Whether there is an answer, or an end, in so many seconds.
+
+    They are counted one by one: a clock would go on while this process is stopped (Ctrl-Z), and its workers with it.
+    """
+    while seconds > 0:
+        if connection.poll(min(1, seconds)):
+            return True
+        seconds -= 1
+    return False

@@ -4,13 +4,16 @@ import subprocess
 import sys
 import threading
 import time
+from multiprocessing import Pipe
+from multiprocessing.connection import wait
 from pathlib import Path
 
 import pytest
 import torch
 
+import index.encoding.workers
 from fanoise.errors import InputError
-from index.encoding.workers import Workers, default_workers
+from index.encoding.workers import Workers, _answers, default_workers
 
 ROOT = Path(__file__).parents[3]
 
@@ -20,7 +23,7 @@ def squares(rows):
 
 
 def died(row, how):
-    return [f"{row} died of {how}"]
+    return [f"{row} {how}"]
 
 
 @pytest.mark.parametrize("number", [0, 1, 3])
@@ -112,11 +115,51 @@ def test_a_row_that_kills_its_process_is_the_only_one_lost():
         futures = [workers.submit(list(range(start, start + 5))) for start in (0, 10, 15, 20)]
         first, second, third, fourth = (future.result() for future in futures)
         assert first == [[0, 1, 4, 9, 16]]
-        assert second == [[100], [121], [144], ["13 died of signal SIGKILL"], [196]]
-        assert third == [[225], [256], ["17 died of exit status 3"], [324], [361]]
+        assert second == [[100], [121], [144], ["13 ended the process (signal SIGKILL)"], [196]]
+        assert third == [[225], [256], ["17 ended the process (exit status 3)"], [324], [361]]
         assert fourth == [[400, 441, 484, 529, 576]]
         assert workers.deaths == 4
         assert workers.submit([2]).result() == [[4]]
+
+
+def test_an_endless_row_is_the_only_one_lost(monkeypatch):
+    stuck, tell = os.pipe()
+    limits = []
+
+    def work(rows):
+        if 13 in rows:
+            os.write(tell, b"x")
+            threading.Event().wait()
+        return squares(rows)
+
+    def answers(connection, seconds):  # the time is up as soon as the worker has come to that row
+        limits.append(seconds)
+        ready = wait([connection, stuck])
+        return stuck not in ready or not os.read(stuck, 1)
+
+    monkeypatch.setattr(index.encoding.workers, "_answers", answers)
+    with Workers(work, 1, died=died) as workers:
+        [first] = workers.pids
+        assert workers.submit([12, 13, 14]).result() == [[144], ["13 took more than 120 s"], [196]]
+        assert limits == [360, 120, 120, 120]
+        assert workers.deaths == 2
+        with pytest.raises(ProcessLookupError):
+            os.kill(first, 0)
+        assert workers.submit(list(range(20, 30))).result() == [squares(range(20, 30))]
+        assert limits[-1] == 900
+    os.close(stuck)
+    os.close(tell)
+
+
+def test_an_answer_is_waited_for_so_long_and_no_longer():
+    ours, theirs = Pipe()
+    with ours, theirs:
+        assert not _answers(ours, 0.01)
+        theirs.send(1)
+        assert _answers(ours, 60)
+        assert ours.recv() == 1
+        theirs.close()
+        assert _answers(ours, 60)  # the end
 
 
 def test_a_worker_killed_from_outside_loses_no_row():
