@@ -4,14 +4,18 @@ import hashlib
 import os
 import re
 import shutil
+import socket
 import tempfile
+import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from fanoise.errors import InputError
 
 _STAGING = ".partial-"
+_SECONDS_UNTIL_OLD = 24 * 3600
+"""Since the last write, after which a folder that another host was staging is a leftover; no clock is so wrong."""
 
 
 def write_atomic(path: Path, data: bytes | str) -> None:
@@ -38,7 +42,8 @@ def staged_directory(target: Path) -> Iterator[Path]:
     """Yield an empty sibling folder that becomes `target` on success and vanishes on error.
 
     An existing `target` is moved aside just before the rename and removed after it; the last rename is the commit.
-    Leftovers of attempts that were killed are removed first, or put back where only the old state is whole.
+    Leftovers of attempts that were killed are removed first, or put back where only the old state is whole; those of
+    another host, whose processes cannot be seen from here, after a day.
     """
     target = Path(target).resolve()  # through links, so that what a link points to is replaced and the link stays
     if target.is_file():
@@ -46,7 +51,7 @@ def staged_directory(target: Path) -> Iterator[Path]:
     target.parent.mkdir(parents=True, exist_ok=True)
     previous = target.with_name(f"{_STAGING}{target.name}.old")
     _clean_up(target, previous)
-    staging = target.with_name(f"{_STAGING}{target.name}.{os.getpid()}")
+    staging = target.with_name(f"{_STAGING}{target.name}.{os.getpid()}@{socket.gethostname()}")
     staging.mkdir()
     try:
         yield staging
@@ -67,10 +72,13 @@ def _clean_up(target: Path, previous: Path) -> None:
     if previous.exists() and not target.exists():  # killed between the two renames
         previous.rename(target)
     shutil.rmtree(previous, ignore_errors=True)
-    leftover = re.compile(re.escape(f"{_STAGING}{target.name}.") + r"(\d+)")
+    leftover = re.compile(re.escape(f"{_STAGING}{target.name}.") + r"(\d+)@(.*)")
     for path in target.parent.iterdir():
         match = leftover.fullmatch(path.name)
-        if match and not _is_running(int(match[1])):  # another process may be staging the same target
+        if match is None:
+            continue
+        is_ours = match[2] == socket.gethostname()
+        if not (_is_running(int(match[1])) if is_ours else _is_recent(path)):  # else another may be staging this target
             shutil.rmtree(path, ignore_errors=True)
 
 
@@ -82,6 +90,16 @@ def _is_running(process: int) -> bool:
     except PermissionError:
         pass
     return process != os.getpid()
+
+
+def _is_recent(folder: Path) -> bool:
+    """Whether anything was written in a folder within the last day."""
+    newest = 0.0
+    for parent, _, names in os.walk(folder):
+        for path in (Path(parent), *(Path(parent, name) for name in names)):
+            with suppress(FileNotFoundError):  # renamed or removed meanwhile
+                newest = max(newest, path.stat().st_mtime)
+    return time.time() - newest < _SECONDS_UNTIL_OLD
 
 
 def sync_files(folder: Path) -> None:

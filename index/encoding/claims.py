@@ -1,8 +1,9 @@
 """Which process encodes which shard.
 
 Claims are byte ranges of one lock file, locked by fcntl. The system gives them back when a process ends, however it
-ends, so no claim of a dead process is left to find, and no other process can be mistaken for it. Network file systems
-carry them to other hosts; on one that does not, two hosts may do a shard twice, with the same result.
+ends, so no claim of a dead process is left to find, and no other process can be mistaken for it. Several hosts may share
+a folder where the file system carries locks between them. Where it does not, which nothing here can notice, each
+takes itself to be alone: they encode the same shards, and both write the index.
 """
 
 import fcntl

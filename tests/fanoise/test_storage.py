@@ -1,7 +1,9 @@
 import hashlib
 import os
+import socket
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -10,6 +12,7 @@ from fanoise import storage
 from fanoise.errors import InputError
 from fanoise.storage import sha256_file, staged_directory, write_atomic
 
+HOST = socket.gethostname()
 NAMES = ["plain", "with space", "a'b\"c", "line\nbreak", "dots.and.42", "[star]*?", "Größe 鞄", "-dash", "plus+(x)"]
 
 
@@ -124,7 +127,7 @@ def test_the_old_folder_comes_back_when_the_last_rename_fails(tmp_path, monkeypa
     rename = Path.rename
 
     def fail_to_commit(path, to):
-        if path.name == f".partial-x.{os.getpid()}":
+        if path.name == f".partial-x.{os.getpid()}@{HOST}":
             raise OSError("no space")
         return rename(path, to)
 
@@ -155,7 +158,7 @@ def test_a_killed_process_leaves_the_old_folder_and_the_next_one_cleans_up(tmp_p
 def test_killed_between_the_two_renames_the_old_folder_is_put_back(tmp_path, dead_process):
     (tmp_path / ".partial-x.old").mkdir()
     (tmp_path / ".partial-x.old" / "file").write_text("old")
-    (tmp_path / f".partial-x.{dead_process}").mkdir()
+    (tmp_path / f".partial-x.{dead_process}@{HOST}").mkdir()
     with pytest.raises(Killed), staged_directory(tmp_path / "x"):
         assert tree(tmp_path / "x") == ["file"]
         raise Killed
@@ -173,14 +176,31 @@ def test_killed_after_the_commit_the_new_folder_stays(tmp_path):
 
 
 def test_another_process_staging_the_same_folder_is_left_alone(tmp_path, living_process, dead_process):
-    (tmp_path / f".partial-x.{living_process}").mkdir()
-    (tmp_path / f".partial-x.{dead_process}").mkdir()
+    (tmp_path / f".partial-x.{living_process}@{HOST}").mkdir()
+    (tmp_path / f".partial-x.{dead_process}@{HOST}").mkdir()
     fill(tmp_path / "x", "new")
-    assert sorted(path.name for path in tmp_path.iterdir()) == [f".partial-x.{living_process}", "x"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == [f".partial-x.{living_process}@{HOST}", "x"]
+
+
+@pytest.mark.parametrize("process", ["living_process", "dead_process", "this"])
+def test_what_another_host_stages_is_left_alone_until_it_is_old(tmp_path, request, process):
+    """Its process numbers say nothing here."""
+    number = os.getpid() if process == "this" else request.getfixturevalue(process)
+    theirs = tmp_path / f".partial-x.{number}@elsewhere"
+    theirs.mkdir()
+    (theirs / "vectors").touch()
+    old = time.time() - 25 * 3600
+    os.utime(theirs, (old, old))  # a long file is being written in it, which changes the file's time alone
+    fill(tmp_path / "x", "new")
+    assert (theirs / "vectors").exists()
+    for path in (theirs / "vectors", theirs):
+        os.utime(path, (old, old))
+    fill(tmp_path / "x", "newer")
+    assert tree(tmp_path) == ["x", "x/deep", "x/deep/file"]
 
 
 def test_a_process_of_our_own_number_before_a_restart_is_dead(tmp_path):
-    leftover = tmp_path / f".partial-x.{os.getpid()}"  # usual in a container, where the numbers start again
+    leftover = tmp_path / f".partial-x.{os.getpid()}@{HOST}"  # usual in a container, where the numbers start again
     leftover.mkdir()
     (leftover / "stale").touch()
     fill(tmp_path / "x", "new")
@@ -189,7 +209,7 @@ def test_a_process_of_our_own_number_before_a_restart_is_dead(tmp_path):
 
 @pytest.mark.parametrize("other", ["a-x", "x-a", "x.1", "x.old", "xx", "X"])
 def test_the_staging_of_a_similar_name_is_not_disturbed(tmp_path, other, dead_process):
-    for leftover in (f".partial-{other}.{dead_process}", f".partial-{other}.old"):
+    for leftover in (f".partial-{other}.{dead_process}@{HOST}", f".partial-{other}.old"):
         (tmp_path / leftover).mkdir()
     before = set(tree(tmp_path))
     fill(tmp_path / "x", "new")
