@@ -155,8 +155,6 @@ class Build:
         with room_needed(self.out), ExitStack() as stack:
             # alone, this process keeps other writers out from the start; of several, the last one at the end
             writer = None if self.shared else stack.enter_context(writing(self.out, "build"))
-            if writer is not None:  # else pictures that were changed since would be taken for encoded
-                remove_finished(self.out, writer.current)
             folder = PlanFolder(self.out, self._plan(options))
             claims = stack.enter_context(folder.open(fresh=self.fresh))
             stack.callback(folder.remove_if_empty, claims)

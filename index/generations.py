@@ -28,6 +28,7 @@ import pyarrow.parquet as pq
 
 from fanoise.errors import ArtifactError, InputError
 from fanoise.storage import sync_directory, sync_files
+from index.encoding.claims import locked_plans
 from index.faiss_file import read_header
 from index.items import read_parquet
 from index.manifest import (
@@ -246,9 +247,17 @@ def _clean_up(folder: Path, *, sweep: bool = False) -> None:
             sweep = sweep or manifest is None or not _same_file(path / ITEMS, manifest.generation_in(folder) / ITEMS)
             _remove(path)
     if manifest is None or sweep:
-        if not (folder / ENCODING).exists():  # the finished parts of a build name thumbnails, too
-            with suppress(OSError):
-                remove_unused(folder, [path / ITEMS for path in _generations(folder).values()])
+        with suppress(OSError):
+            _sweep(folder)
+
+
+def _sweep(folder: Path) -> None:
+    """Remove thumbnails that no generation names, unless there are parts of a build, which name some, too."""
+    if not (folder / THUMBNAILS).exists():
+        return
+    with locked_plans(folder / ENCODING):  # no build begins meanwhile
+        if not any((folder / ENCODING).glob("*/")):
+            remove_unused(folder, [path / ITEMS for path in _generations(folder).values()])
 
 
 def _remove(path: Path) -> None:

@@ -1,18 +1,51 @@
 """Which process encodes which shard.
 
 Claims are byte ranges of one lock file, locked by fcntl. The system gives them back when a process ends, however it
-ends, so no claim of a dead process is left to find, and no other process can be mistaken for it. Several hosts may share
-a folder where the file system carries locks between them. Where it does not, which nothing here can notice, each
+ends, so no claim of a dead process is left to find, and no other process can be mistaken for it. Several hosts may
+share a folder where the file system carries locks between them. Where it does not, which nothing here can notice, each
 takes itself to be alone: they encode the same shards, and both write the index.
 """
 
 import fcntl
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Self
 
+_LOCK = "lock"
 _PRESENCE, _ASSEMBLY, _FIRST_SHARD = 0, 1, 2
+
+
+@contextmanager
+def locked_plans(folder: Path) -> Iterator[None]:
+    """Make `folder`, which plans are in, and keep other processes out of such blocks; empty, it goes at the end.
+
+    Who holds this may wait for claims, but who holds claims that others wait for may not wait for this. One block a
+    process: the end of a second one would end the first.
+    """
+    path = folder / _LOCK
+    while True:
+        folder.mkdir(parents=True, exist_ok=True)
+        try:
+            file = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+        except FileNotFoundError:  # removed between the two calls
+            continue
+        try:
+            fcntl.lockf(file, fcntl.LOCK_EX)
+            if not _is_at(file, path):  # removed while we waited
+                continue
+            try:
+                yield
+            finally:
+                if _is_at(file, path) and not any(entry.name != _LOCK for entry in folder.iterdir()):
+                    path.unlink()
+                    with suppress(OSError):  # another process is opening its lock
+                        folder.rmdir()
+            return
+        finally:
+            os.close(file)
 
 
 class Claims:
@@ -41,10 +74,7 @@ class Claims:
 
     def are_void(self) -> bool:
         """True if the folder was removed, or made anew: others do not see these claims."""
-        try:
-            return os.fstat(self._file).st_ino != self._path.stat().st_ino
-        except FileNotFoundError:
-            return True
+        return not _is_at(self._file, self._path)
 
     def take(self, shard: int) -> bool:
         """True if the shard is this process's now."""
@@ -63,3 +93,11 @@ class Claims:
         except (BlockingIOError, PermissionError):  # POSIX leaves it open which of the two says "held"
             return False
         return True
+
+
+def _is_at(file: int, path: Path) -> bool:
+    """Whether an open file is still the one of this name."""
+    try:
+        return os.fstat(file).st_ino == path.stat().st_ino
+    except FileNotFoundError:
+        return False

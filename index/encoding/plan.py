@@ -14,11 +14,11 @@ from typing import Any
 
 from fanoise.catalog import catalog_root
 from fanoise.catalog.patterns import is_pattern, pattern_files
-from fanoise.errors import InputError
+from fanoise.errors import ArtifactError, InputError
 from fanoise.storage import staged_directory, write_atomic
-from index.encoding.claims import Claims
+from index.encoding.claims import Claims, locked_plans
 from index.encoding.shard import ShardOptions
-from index.manifest import ENCODING, ITEMS, REJECTS, VECTORS
+from index.manifest import ENCODING, ITEMS, REJECTS, VECTORS, Manifest
 from index.store import VectorStore
 
 _VERSION = 2
@@ -88,26 +88,26 @@ class PlanFolder:
         self.plan = plan
 
     def open(self, *, fresh: bool) -> Claims:
-        """Make the folder, or go on with the one that is there.
+        """Make the folder, or go on with the one that is there, unless an index was made of its shards.
 
         Args:
             fresh: remove finished shards first, unless other processes are at work on them.
         Raises: InputError where processes with another plan are at work on the same index.
         """
-        self._remove_others(all_of_them=fresh)
+        index = self.path.parent.parent
         while True:
-            self.path.mkdir(parents=True, exist_ok=True)
-            try:
+            with locked_plans(self.path.parent):  # of two plans that begin at once, the second one sees the first
+                self._remove_others(all_of_them=fresh)
+                self.path.mkdir(exist_ok=True)
                 claims = Claims(self.path)
-            except FileNotFoundError:  # removed between the two calls
-                continue
-            if claims.alone():
-                for number in self.done():
-                    self._reconsider(number, fresh=fresh)
-            claims.join()
-            if not claims.are_void():
+                if claims.alone():
+                    if _remove_committed(index, _current(index)):
+                        claims.close()
+                        continue
+                    for number in self.done():
+                        self._reconsider(number, fresh=fresh)
+                claims.join()
                 break
-            claims.close()
         if not (self.path / _PLAN).exists():
             started = {"pid": os.getpid(), "host": socket.gethostname(), "since": datetime.now(UTC).isoformat()}
             facts = json.dumps({**asdict(self.plan), "started": started}, indent=2, default=str)
@@ -148,13 +148,13 @@ class PlanFolder:
 
     def remove_if_empty(self, claims: Claims) -> None:
         """Leave nothing behind where no row was encoded."""
-        if claims.are_void() or any(self.path.glob(f"{_AGAIN}*")) or not claims.alone():
-            return  # void: what is there now is another process's
-        if any(len(VectorStore.open(self.shard(number) / VECTORS)) for number in self.done()):
+        if claims.are_void():
             return
-        _remove(self.path)
-        with suppress(OSError):  # other plans are there
-            self.path.parent.rmdir()
+        with locked_plans(self.path.parent):
+            if claims.are_void() or any(self.path.glob(f"{_AGAIN}*")) or not claims.alone():
+                return  # void: what is there now is another process's
+            if not any(len(VectorStore.open(self.shard(number) / VECTORS)) for number in self.done()):
+                _remove(self.path)
 
     def _reconsider(self, number: int, *, fresh: bool) -> None:
         """Put a shard with rejects aside: what was wrong with them may be mended, and its good rows stay known."""
@@ -184,12 +184,28 @@ class PlanFolder:
 
 def remove_finished(index: Path, current: Path | None) -> None:
     """Remove the shards of a build that was committed as `current`, a generation, even if it was killed right after."""
+    if (index / ENCODING).exists():
+        with locked_plans(index / ENCODING):
+            _remove_committed(index, current)
+
+
+def _remove_committed(index: Path, current: Path | None) -> bool:
+    """True if there were shards of a build that was committed as `current`. The plans are locked."""
     if current is None or not (current / ITEMS).exists():
-        return
+        return False
     for mark in (index / ENCODING).glob(f"*/{_ASSEMBLED}"):
         if mark.samefile(current / ITEMS):
             _remove(index / ENCODING)
-            return
+            return True
+    return False
+
+
+def _current(index: Path) -> Path | None:
+    """The current generation, if there is one that can be told."""
+    try:
+        return Manifest.read(index).generation_in(index)
+    except (InputError, ArtifactError):
+        return None
 
 
 def _remove(folder: Path) -> None:

@@ -164,9 +164,28 @@ def test_thumbnails_that_no_generation_shows_are_swept_but_not_those_of_an_unfin
     compact_index(built)
     assert strange.exists()
     shutil.rmtree(built / "encoding")
+    (built / "encoding").mkdir()
+    (built / "encoding" / "lock").touch()  # of a sweep that was killed
     compact_index(built)
-    assert not strange.exists()
+    assert not strange.exists() and not (built / "encoding").exists()
     assert len(list((built / "thumbnails").rglob("*.jpg"))) == 6
+
+
+def test_no_build_begins_while_thumbnails_are_swept(built, monkeypatch):
+    ask = (
+        "import fcntl, sys\n"
+        "try:\n    fcntl.lockf(open(sys.argv[1], 'r+b'), fcntl.LOCK_EX | fcntl.LOCK_NB)\n"
+        "except BlockingIOError:\n    print('held')"
+    )
+    answers = []
+
+    def sweep(folder, items):
+        command = [sys.executable, "-c", ask, str(folder / "encoding" / "lock")]
+        answers.append(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
+
+    monkeypatch.setattr(index.generations, "remove_unused", sweep)
+    compact_index(built)
+    assert answers and set(answers) == {"held\n"}
 
 
 def test_changing_what_is_no_index_is_refused_and_makes_nothing(tmp_path):

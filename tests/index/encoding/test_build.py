@@ -183,13 +183,14 @@ def test_killed_right_after_the_commit_it_leaves_shards_that_do_not_harm(split, 
     check(tmp_path / "index", catalog)
 
 
-def test_killed_right_after_the_commit_a_picture_that_is_changed_since_comes_in(split, tmp_path, monkeypatch):
+@pytest.mark.parametrize("shared", [False, True])
+def test_killed_right_after_the_commit_a_picture_that_is_changed_since_comes_in(split, tmp_path, monkeypatch, shared):
     catalog = write_catalog(tmp_path / "c.jsonl", 30, images=4)
     with monkeypatch.context() as patch:
         patch.setattr(index.build, "remove_finished", lambda *_: None)
-        build(split, catalog, tmp_path / "index", shard_rows=10)
+        build(split, catalog, tmp_path / "index", shard_rows=10, shared=shared)
     draw(tmp_path / "pictures" / "4.png", 77)
-    assert counts(build(split, catalog, tmp_path / "index", shard_rows=10)) == (1, 29, 0, 0)
+    assert counts(build(split, catalog, tmp_path / "index", shard_rows=10, shared=shared)) == (1, 29, 0, 0)
     check(tmp_path / "index", catalog)
 
 

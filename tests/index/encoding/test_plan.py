@@ -3,6 +3,7 @@ import os
 import shutil
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
@@ -210,6 +211,44 @@ def test_another_plan_that_others_work_on_is_left_alone(tmp_path, at_work):
     process.wait()
     opened(tmp_path)[1].close()
     assert not folder.path.exists()
+
+
+BEGINNER = """
+import sys
+from pathlib import Path
+from index.encoding.claims import Claims, locked_plans
+folder = Path(sys.argv[1])
+with locked_plans(folder):
+    print("begins", flush=True)
+    sys.stdin.readline()
+    (folder / "theirs").mkdir()
+    claims = Claims(folder / "theirs")
+    claims.join()
+sys.stdin.read()
+"""
+
+
+def test_of_two_plans_that_begin_at_once_the_second_sees_the_first(tmp_path):
+    theirs = subprocess.Popen(
+        [sys.executable, "-c", BEGINNER, str(tmp_path / "encoding")],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        cwd=ROOT,
+    )
+    try:
+        assert theirs.stdout.readline() == b"begins\n"
+        with ThreadPoolExecutor(1) as thread:
+            ours = thread.submit(opened, tmp_path)
+            with pytest.raises(TimeoutError):  # it waits
+                ours.result(timeout=0.2)
+            theirs.stdin.write(b"\n")
+            theirs.stdin.flush()
+            with pytest.raises(InputError, match="is being built from another catalogue"):
+                ours.result(timeout=60)
+    finally:
+        theirs.kill()
+        theirs.communicate()
+    assert not PlanFolder(tmp_path, PLAN).path.exists()
 
 
 def test_nothing_is_left_where_no_row_was_encoded(tmp_path):
