@@ -270,4 +270,4 @@ def test_a_death_shows_though_others_are_being_replaced():
     with Workers(work, 4, died=died) as workers:
         futures = [workers.submit([1, 2, 3]) for _ in range(24)]
         for future in futures:
-            assert future.result(timeout=60) == [[f"{row} died of exit status 3"] for row in (1, 2, 3)]
+            assert future.result(timeout=60) == [[f"{row} ended the process (exit status 3)"] for row in (1, 2, 3)]
