@@ -10,7 +10,7 @@ from PIL import Image
 
 from fanoise.catalog import ImageBytes, TarMember
 from fanoise.errors import ImageError
-from fanoise.images import open_regular
+from fanoise.images import open_image, open_regular
 
 _VERSION = 1
 """To be raised with any change in how images are decoded or rows are put together."""
@@ -61,14 +61,15 @@ def image_digest(image: Any, content: bytes | Image.Image | None = None) -> str:
 
     Args:
         content: what `read_image` gave, where that is at hand.
-    Raises: ImageError for a file that cannot be read.
+    Raises: ImageError for a file that cannot be read, or an image that cannot be shown.
     """
     if is_dear(image):
         return _digest(f"{type(image).__name__} {image}".encode("utf-8", "surrogateescape"), *_file_facts(image))
     content = read_image(image) if content is None else content
     if isinstance(content, bytes):
         return _digest(content)
-    return _digest(repr((content.mode, content.size)).encode(), content.tobytes())
+    shown = open_image(content)  # palette, transparency and orientation lie beside an image's own pixels
+    return _digest(repr((shown.mode, shown.size)).encode(), shown.tobytes())
 
 
 def _file_facts(source: Any) -> list[bytes]:

@@ -52,7 +52,9 @@ class Plan:
 def catalog_state(catalog: Path) -> list[Any]:
     """A catalogue's name, and a digest over names, sizes and times of all its files.
 
-    What a table's paths lead to is not part of it.
+    Where it lies is not part of it, so that it can be moved, and be at different paths on different hosts; nor is what
+    a table's paths lead to. So a copy that keeps the times (`cp -p`) goes on with the shards of the original, pictures
+    included: whoever has changed those in between starts afresh.
     """
     root, total, count = catalog_root(catalog), 0, 0
     for file in _files(catalog):

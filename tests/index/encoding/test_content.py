@@ -53,6 +53,17 @@ def test_decoded_images_differ_by_size_and_pixels():
     assert len(digests) == 4
 
 
+def test_decoded_images_differ_by_what_lies_beside_their_pixels():
+    red, blue, turned, clear = (Image.new("P", (2, 3)) for _ in range(4))
+    for image, colour in ((red, (255, 0, 0)), (blue, (0, 0, 255)), (turned, (255, 0, 0)), (clear, (255, 0, 0))):
+        image.putpalette(colour)
+    turned.getexif()[0x0112] = 6
+    clear.info["transparency"] = 0
+    assert len({image.tobytes() for image in (red, blue, turned, clear)}) == 1
+    assert len({image_digest(image) for image in (red, blue, turned, clear)}) == 4
+    assert image_digest(red) == image_digest(Image.new("RGB", (2, 3), "red"))
+
+
 class Page:
     """A source that is dear to read."""
 
