@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from tests.index.encoding.fakes import SplitEmbedder
+from tests.index.encoding.fakes import ENCODING_MARK, SplitEmbedder
 
 ROOT = Path(__file__).parents[3]
 
@@ -49,6 +49,11 @@ class Process:
         self.returncode: int | None = None
         logs.mkdir()
         self.pid = server.ask(start=options, logs=str(logs))
+
+    @property
+    def is_encoding(self) -> bool:
+        """Whether it has begun with a batch, and so has a claim on a shard."""
+        return (self._logs / ENCODING_MARK).exists()
 
     def poll(self, *, block: bool = False) -> int | None:
         if self.returncode is None:

@@ -22,6 +22,7 @@ from fanoise.errors import ImageError, cli_errors
 from fanoise.images import open_image
 
 DIM = 16
+ENCODING_MARK = "encoding"
 
 
 class Model(torch.nn.Module):
@@ -32,9 +33,13 @@ class Model(torch.nn.Module):
         self.weight = torch.nn.Parameter(torch.zeros(1))
         self.delay_s = delay_s
         self.batches: list[int] = []
+        self.mark: Path | None = None
+        """A file that is made when the first batch comes."""
 
     def forward(self, batch: dict[str, torch.Tensor]) -> torch.Tensor:
         self.batches.append(len(batch["vectors"]))
+        if self.mark is not None:
+            self.mark.touch()
         time.sleep(self.delay_s)
         return batch["vectors"] + self.weight
 
@@ -125,6 +130,7 @@ def _build(options: dict[str, Any], logs: Path) -> int:
         os.dup2(os.open(logs / name, os.O_WRONLY | os.O_CREAT), descriptor)
     embedder: Any = SplitEmbedder(delay_s=options.pop("delay_s", 0.0))
     catalog, out = Path(options.pop("catalog")), Path(options.pop("out"))
+    embedder.module.mark = logs / ENCODING_MARK
     _die_before(options.pop("die_at", 0), out)
     try:
         with cli_errors():

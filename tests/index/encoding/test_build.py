@@ -524,10 +524,9 @@ def test_another_catalogue_is_kept_out_of_a_shared_build(spawn, split, tmp_path)
 
 def test_build_index_says_when_others_finish_it(spawn, split, tmp_path):
     catalog = write_catalog(tmp_path / "c.jsonl", 20)
-    spawn(catalog=catalog, out=tmp_path / "index", shard_rows=10, batch_size=5, delay_s=1.0, shared=True)
-    while not list((tmp_path / "index").glob("encoding/*/plan.json")):
+    other = spawn(catalog=catalog, out=tmp_path / "index", shard_rows=10, batch_size=5, delay_s=600, shared=True)
+    while not other.is_encoding:
         time.sleep(0.01)
-    time.sleep(0.5)
     with pytest.raises(InputError, match="the last of them finishes it"):
         build_index(split, catalog, tmp_path / "index", shard_rows=10, progress=False, shared=True)
 
