@@ -60,6 +60,8 @@ class Built:
     manifest: Manifest | None
     """None where other processes are still at work: the last of them finishes the index."""
     encoded: int = 0
+    encoded_elsewhere: int = 0
+    """Of these, before the build was broken off, or by other processes."""
     reused: int = 0
     removed: int = 0
     """Items of the index before that are no more."""
@@ -196,6 +198,7 @@ class Build:
                 built,
                 manifest=manifest,
                 encoded=counts.encoded,
+                encoded_elsewhere=max(0, counts.encoded - run.encoded_here),
                 reused=counts.reused,
                 removed=removed,
                 rejected=assembled.rejected,

@@ -27,6 +27,7 @@ def describe_build(folder: Path, built: Built, seconds: float) -> str:
     assert manifest is not None, "other processes are still at work on it"
     lines = [f"Indexed {_count(manifest.live, 'item')} in {seconds:.1f} s: {folder}"]
     counts = f"Encoded {built.encoded:,}"
+    counts += f" ({built.encoded_elsewhere:,} before, or by other processes)" * bool(built.encoded_elsewhere)
     counts += f", copied {built.reused:,} that were known" * bool(built.reused)
     lines.append(counts + f"; {built.removed:,} of the index before are no more" * bool(built.removed))
     if built.seconds and built.model_seconds:

@@ -46,6 +46,8 @@ class ShardRun:
         self._cut: dict[int, str] = {}
         """Digest of each shard, as this process has read the catalogue."""
         self._put_aside: set[int] = set()
+        self.encoded_here = 0
+        """Rows, by this process, since it began."""
 
     def encode(self, encoder: Encoder, rows: Iterable[Item | Reject]) -> None:
         """Encode all shards that are neither done nor claimed by another process."""
@@ -57,6 +59,7 @@ class ShardRun:
                     counts = Counts(encoded=shard.encoded, reused=shard.reused, is_grouped=shard.is_grouped)
                     (stage / _COUNTS).write_text(json.dumps(asdict(counts)))
                     (stage / _ROWS).write_text(shard.digest)
+                self.encoded_here += shard.encoded
                 self._claims.release(shard.number)
 
     def missing(self) -> list[int]:

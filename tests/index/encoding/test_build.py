@@ -21,6 +21,7 @@ from index.build import Build, build_index
 from index.encoding.cut import Shard
 from index.encoding.plan import PlanFolder
 from index.manifest import Manifest
+from index.report import describe_build
 from index.search import Index
 from index.verify import verify_index
 from tests.index.encoding.fakes import DIM, SplitEmbedder, draw, vector_of, write_catalog
@@ -167,7 +168,9 @@ def test_an_error_after_encoding_costs_no_row(split, tmp_path, monkeypatch):
         patch.setattr(index.build, "write_ann", fail)
         build(split, catalog, tmp_path / "index", shard_rows=10)
     assert len(split.module.batches) == 3
-    assert counts(build(split, catalog, tmp_path / "index", shard_rows=10)) == (30, 0, 0, 0)
+    built = build(split, catalog, tmp_path / "index", shard_rows=10)
+    assert counts(built) == (30, 0, 0, 0)
+    assert "\nEncoded 30 (30 before, or by other processes)" in describe_build(tmp_path / "index", built, 1.0)
     assert len(split.module.batches) == 3
     check(tmp_path / "index", catalog)
 
