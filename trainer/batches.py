@@ -225,7 +225,7 @@ def step_loader(batches: StepBatches, *, first_step: int, last_step: int, worker
         batch_size=None,
         sampler=range(first_step, last_step + 1),
         num_workers=workers,
-        prefetch_factor=4 if workers else None,
+        prefetch_factor=2 if workers else None,  # a batch of a thousand pictures takes gigabytes
         multiprocessing_context="fork" if workers else None,  # neither processor nor tables need be pickled
         worker_init_fn=_single_thread if workers else None,
     )
