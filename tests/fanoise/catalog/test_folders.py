@@ -9,7 +9,7 @@ from PIL import Image
 
 from fanoise.catalog import Item, PdfPage, read_catalog
 from fanoise.errors import CatalogError, ImageError
-from fanoise.images import open_image
+from fanoise.images import FORMATS, open_image
 from tests.fanoise.catalog.files import png, raw, read, write
 
 
@@ -173,3 +173,9 @@ def test_names_that_are_not_utf8_are_found_and_can_be_opened(tmp_path):
     assert [os.fsencode(item.id) for item in items] == [b"t\xfcr/gr\xfcn.pdf#1", b"t\xfcr/gr\xfcn.png"]
     for item in items:
         open_image(item.image)
+
+
+def test_a_suffix_of_every_format_that_is_decoded_is_read(tmp_path):
+    for suffix in ("jpg", "png", "webp", "gif", "bmp", "tiff", "ppm"):
+        Image.new("RGB", (4, 4)).save(tmp_path / f"a.{suffix}")
+    assert len(list(read_catalog(tmp_path))) == len(FORMATS)
