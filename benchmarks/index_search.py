@@ -9,7 +9,7 @@ recall is the share of the exact ten nearest that are found, of the matching ite
 import argparse
 import statistics
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -96,6 +96,13 @@ class Embedder:
         self.path, self.name, self.dim = path, "random", dim
         self.noise: dict[str, Any] = {}
         self.fingerprint: Mapping[str, str] = {"weights": "none", "dim": str(dim)}
+
+    def encode(self, items: Sequence[Any], *, role: str) -> Any:
+        """The build tunes with these; what is measured has parameters of its own."""
+        import numpy as np
+
+        rows = np.random.default_rng(len(items)).normal(size=(len(items), self.dim)).astype(np.float32)
+        return rows / np.linalg.norm(rows, axis=1, keepdims=True)
 
 
 def clustered(count: int, options: argparse.Namespace, *, seed: int) -> Any:
