@@ -10,7 +10,7 @@ import faiss
 import numpy as np
 import pyarrow as pa
 
-from fanoise.errors import ArtifactError, InputError
+from fanoise.errors import ArtifactError
 from index.backends.base import checked_queries
 from index.exact import search_exact_groups
 from index.faiss_file import read_index
@@ -112,9 +112,8 @@ class Index:
 
     def current(self) -> Self:
         """This index while it is the folder's current generation, else that one, newly opened. Raises as `open`."""
-        if (
-            Manifest.read(self.path) == self.manifest
-        ):  # the number alone is that of another index, too, put in its place
+        # the whole manifest: the number alone may be that of another index, put in its place
+        if Manifest.read(self.path) == self.manifest:
             return self
         return read_current(
             self.path,
@@ -142,14 +141,6 @@ class Index:
     @property
     def catalog(self) -> CatalogRef:
         return self.manifest.catalog
-
-    @property
-    def dim(self) -> int:
-        return self.manifest.dim
-
-    @property
-    def embedder_dim(self) -> int:
-        return self.manifest.embedder_dim
 
     @property
     def group_by(self) -> str | None:
@@ -228,9 +219,7 @@ class Index:
             completed by exact search.
         Raises: InputError for vectors of another shape, an unknown field, or a condition that does not suit its field.
         """
-        queries = self._checked(vectors, k)
-        if min_score is not None and not -1 <= min_score <= 1:
-            raise InputError(f"min_score must be a cosine similarity from -1 to 1, got {min_score}")
+        queries = self._checked(vectors, k, min_score)
         selection = self._selections.of(where)
         width = min(k, len(self))
         group_by = self.group_by if group_by is None else group_by
@@ -276,7 +265,7 @@ class Index:
 
     def similarities(self, vectors: np.ndarray, rows: np.ndarray) -> np.ndarray:
         """Cosines float32 [Q, R] of query vectors, as in `search`, and these rows."""
-        queries = self._checked(vectors, 1)
+        queries = self._checked(vectors)
         blocks = [rows[start : start + _ROWS_AT_ONCE] for start in range(0, max(1, len(rows)), _ROWS_AT_ONCE)]
         return np.concatenate([queries @ self.vectors.rows(block).T for block in blocks], axis=1)
 
@@ -315,8 +304,8 @@ class Index:
             ),
         )
 
-    def _checked(self, vectors: np.ndarray, k: int) -> np.ndarray:
-        return checked_queries(vectors, k, dim=self.dim, embedder_dim=self.embedder_dim)
+    def _checked(self, vectors: np.ndarray, k: int = 1, min_score: float | None = None) -> np.ndarray:
+        return checked_queries(vectors, k, min_score, dim=self.manifest.dim, embedder_dim=self.manifest.embedder_dim)
 
 
 def _read(file: Path, reader: Callable[[Path], T]) -> T:

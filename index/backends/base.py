@@ -20,12 +20,6 @@ class Backend(Protocol):
     def embedder(self) -> EmbedderRef: ...
 
     @property
-    def dim(self) -> int: ...
-
-    @property
-    def embedder_dim(self) -> int: ...
-
-    @property
     def group_by(self) -> str | None: ...
 
     @property
@@ -65,7 +59,7 @@ class Backend(Protocol):
         """The hits of each query, best first.
 
         Args:
-            vectors: float [Q, D], unit rows, of `dim` or `embedder_dim`.
+            vectors: float [Q, D], unit rows, of the index's dimension or the embedder's.
             where: see `index.where`.
             group_by: at most one hit, the best, for each value of this field; items without a value stand alone. None
                 is the index's own `group_by`, "" is no grouping.
@@ -85,14 +79,21 @@ class Backend(Protocol):
         ...
 
 
-def checked_queries(vectors: np.ndarray, k: int, *, dim: int, embedder_dim: int) -> np.ndarray:
-    """float32 [Q, dim] of query vectors of either dimension. Raises InputError for bad ones, or k < 1."""
+def checked_queries(
+    vectors: np.ndarray, k: int = 1, min_score: float | None = None, *, dim: int, embedder_dim: int
+) -> np.ndarray:
+    """float32 [Q, dim] of query vectors of either dimension.
+
+    Raises: InputError for bad ones, k < 1, or a `min_score` that is no cosine similarity.
+    """
     queries = np.ascontiguousarray(vectors, dtype=np.float32)
     if queries.ndim != 2 or queries.shape[1] not in (dim, embedder_dim):
         shape = f"[Q, {dim}]" if dim == embedder_dim else f"[Q, {dim}] or [Q, {embedder_dim}]"
         raise InputError(f"query vectors must have shape {shape}, got {list(queries.shape)}")
     if k < 1:
         raise InputError(f"k must be at least 1, got {k}")
+    if min_score is not None and not -1 <= min_score <= 1:
+        raise InputError(f"min_score must be a cosine similarity from -1 to 1, got {min_score}")
     if not np.isfinite(queries).all():
         raise InputError("query vectors must be finite, got NaN or infinity")
     return np.ascontiguousarray(np.nan_to_num(truncated(queries, dim)))

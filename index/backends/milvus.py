@@ -108,14 +108,6 @@ class MilvusBackend:
         return self.facts.catalog
 
     @property
-    def dim(self) -> int:
-        return self.facts.dim
-
-    @property
-    def embedder_dim(self) -> int:
-        return self.facts.embedder_dim
-
-    @property
     def group_by(self) -> str | None:
         return self.facts.group_by
 
@@ -151,9 +143,7 @@ class MilvusBackend:
         min_score: float | None = None,
     ) -> list[list[Hit]]:
         """See `Backend.find`. A score is compared here and not by Milvus' range search, which GPU indices lack."""
-        if min_score is not None and not -1 <= min_score <= 1:
-            raise InputError(f"min_score must be a cosine similarity from -1 to 1, got {min_score}")
-        queries = checked_queries(vectors, k, dim=self.dim, embedder_dim=self.embedder_dim)
+        queries = checked_queries(vectors, k, min_score, dim=self.facts.dim, embedder_dim=self.facts.embedder_dim)
         name = self.group_by if group_by is None else group_by
         field = self.facts.layout.field(name, said_of="group_by: ") if name else None
         if field is not None and field.kind == "list":

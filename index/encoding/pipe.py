@@ -2,6 +2,9 @@
 
 torch would put them into /dev/shm. Containers have 64 MB of that, a few batches; where it is full, the process that
 prepares a batch dies, and its rows would be taken for damaged. The pipe is no slower: it needs no fresh pages.
+
+What goes through is pickled, as by all of `multiprocessing`: both ends are processes of this program, forked from one
+another, and no file or network reaches the pipe. What is stored or fetched is never pickled.
 """
 
 import io

@@ -132,7 +132,7 @@ class _Failure:
     def __init__(self, error: Exception) -> None:
         self.traceback = traceback.format_exc()
         try:
-            self.error = pickle.loads(pickle.dumps(error))
+            self.error = pickle.loads(pickle.dumps(error))  # ours, not read from anywhere: a rehearsal
         except Exception:  # an error need not survive the way to another process
             self.error = RuntimeError(f"{type(error).__name__}: {error}")
 

@@ -208,8 +208,8 @@ def test_a_searcher_needs_no_more_than_the_backend_protocol(built, embedder):
     index = Index.open(built)
 
     class Elsewhere:
-        embedder, dim, embedder_dim, group_by = index.embedder, index.dim, index.embedder_dim, index.group_by
-        catalog, field_names, live_ids = index.catalog, index.field_names, index.live_ids
+        embedder, catalog, group_by = index.embedder, index.catalog, index.group_by
+        field_names, live_ids = index.field_names, index.live_ids
         find, values, notes = index.find, index.values, index.notes
 
         def __len__(self):

@@ -1,11 +1,10 @@
 import contextlib
-import shutil
 import socket
 import ssl
-import subprocess
 import threading
 import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 
 import pytest
 
@@ -420,53 +419,43 @@ def test_the_time_limit_is_for_all_redirects_together(server, allow_here):
 # TLS
 
 
-@pytest.fixture(scope="module")
-def certificate(tmp_path_factory):
-    """A key and a certificate for shop.example, signed by itself."""
-    if shutil.which("openssl") is None:
-        pytest.skip("needs the command openssl to make a certificate")
-    folder = tmp_path_factory.mktemp("tls")
-    options = "req -x509 -newkey rsa:2048 -nodes -days 2 -subj /CN=shop.example -addext subjectAltName=DNS:shop.example"
-    files = ["-keyout", folder / "key.pem", "-out", folder / "cert.pem"]
-    subprocess.run(["openssl", *options.split(), *files], check=True, capture_output=True)
-    return folder
+CERTIFICATE = Path(__file__).parent / "tls"
+"""A key that protects nothing, and its certificate for shop.example, signed by itself, valid for a hundred years."""
 
 
 @pytest.fixture
-def tls_server(certificate):
+def tls_server():
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    context.load_cert_chain(certificate / "cert.pem", certificate / "key.pem")
+    context.load_cert_chain(CERTIFICATE / "cert.pem", CERTIFICATE / "key.pem")
     server = Server(context)
     yield server
     server.close()
 
 
-def trust(monkeypatch, certificate):
+def trust(monkeypatch):
     real = ssl.create_default_context
-    monkeypatch.setattr(ssl, "create_default_context", lambda: real(cafile=str(certificate / "cert.pem")))
+    monkeypatch.setattr(ssl, "create_default_context", lambda: real(cafile=str(CERTIFICATE / "cert.pem")))
 
 
-def test_a_server_with_a_trusted_certificate_for_its_name_is_read(
-    tls_server, certificate, allow_here, names, monkeypatch
-):
-    trust(monkeypatch, certificate)
+def test_a_server_with_a_trusted_certificate_for_its_name_is_read(tls_server, allow_here, names, monkeypatch):
+    trust(monkeypatch)
     names["shop.example"] = [HERE]
     assert RemoteImage(f"https://shop.example:{tls_server.port}/a.png").read() == png()
     assert tls_server.headers[0]["Host"] == f"shop.example:{tls_server.port}"
 
 
-def test_a_certificate_of_another_name_or_of_nobody_is_refused(tls_server, certificate, allow_here, names, monkeypatch):
+def test_a_certificate_of_another_name_or_of_nobody_is_refused(tls_server, allow_here, names, monkeypatch):
     names["shop.example"] = names["other.example"] = [HERE]
     with pytest.raises(ImageError, match=r"cannot be fetched \(.*certificate"):
         RemoteImage(f"https://shop.example:{tls_server.port}/a.png").read()
-    trust(monkeypatch, certificate)
+    trust(monkeypatch)
     with pytest.raises(ImageError, match=r"cannot be fetched \(.*certificate"):
         RemoteImage(f"https://other.example:{tls_server.port}/a.png").read()
     assert not tls_server.paths
 
 
-def test_the_time_limit_holds_under_tls(tls_server, certificate, allow_here, names, monkeypatch):
-    trust(monkeypatch, certificate)
+def test_the_time_limit_holds_under_tls(tls_server, allow_here, names, monkeypatch):
+    trust(monkeypatch)
     names["shop.example"] = [HERE]
 
     tls_server.answer, ended = dripping(b"HTTP/1.1 200 OK\r\nContent-Length: 1000\r\n\r\n")

@@ -169,7 +169,8 @@ def test_a_column_that_lacks_an_item_is_refused(filled, monkeypatch):
 
 
 def test_it_says_what_it_is(filled, folder, varied):
-    assert (len(filled), filled.dim, filled.embedder_dim, filled.group_by) == (COUNT, folder.dim, folder.dim, None)
+    dim = folder.manifest.dim
+    assert (len(filled), filled.facts.dim, filled.facts.embedder_dim, filled.group_by) == (COUNT, dim, dim, None)
     assert filled.catalog == folder.catalog
     assert filled.folder == varied.resolve()
     assert filled.embedder.fingerprint == folder.embedder.fingerprint
