@@ -52,9 +52,9 @@ def store_thumbnail(folder: Path, image: Image.Image) -> str:
 
 def thumbnail_jpeg(image: Image.Image) -> bytes:
     """`image` (RGB) as a JPEG of at most LONGEST_SIDE pixels a side, without EXIF, comment or profile."""
-    small = image.copy()
     # boxes of whole pixels are averaged first: several times as fast, and not to be seen
-    small.thumbnail((LONGEST_SIDE, LONGEST_SIDE), Image.Resampling.LANCZOS, reducing_gap=1.5)
+    small = image.reduce(max(1, max(image.size) // LONGEST_SIDE))
+    small.thumbnail((LONGEST_SIDE, LONGEST_SIDE), Image.Resampling.LANCZOS)
     small.info.clear()  # Pillow would carry a JPEG comment over
     buffer = io.BytesIO()
     small.save(buffer, format="JPEG", quality=85)

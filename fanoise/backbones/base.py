@@ -8,6 +8,7 @@ import json
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -16,6 +17,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from fanoise.attention import Attention
+from fanoise.backbones.pixels import PixelScale
 from fanoise.errors import ArtifactError
 from fanoise.pooling import Pooling, pool
 
@@ -113,6 +115,25 @@ class Backbone(ABC):
     def forward(self, batch: dict[str, Tensor], pooling: Pooling) -> Tensor:
         """A collated batch to one vector a row, [B, dim], not normalised."""
 
+    @cached_property
+    def pixel_scale(self) -> PixelScale | None:
+        """How the bytes of images become numbers, where `collate` leaves them bytes."""
+        return PixelScale.of(self.processor.image_processor)
+
+    def processed(self, processor: Any, **inputs: Any) -> dict[str, Tensor]:
+        """What an upstream processor makes of texts and images; images stay bytes (`unpacked`)."""
+        if self.pixel_scale is None or not inputs.get("images"):
+            return dict(processor(**inputs, return_tensors="pt"))
+        batch = dict(processor(**inputs, return_tensors="pt", do_rescale=False, do_normalize=False))
+        return {**batch, "pixel_values": batch["pixel_values"].to(torch.uint8)}
+
+    def unpacked(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
+        """A collated batch with images as the numbers that the model reads, bit for bit those of its processor."""
+        pixels = batch.get("pixel_values")
+        if self.pixel_scale is None or pixels is None or pixels.dtype != torch.uint8:
+            return batch
+        return {**batch, "pixel_values": self.pixel_scale.numbers_of(pixels)}
+
 
 class TokenBackbone(Backbone):
     """A language model that reads image and text tokens in one row: prompt, image, text, end-of-text.
@@ -146,7 +167,7 @@ class TokenBackbone(Backbone):
     def collate(self, examples: Sequence[Example], *, max_tokens: int) -> dict[str, Tensor]:
         texts = [self.row_text(example, max_tokens) for example in examples]
         images = [example.image for example in examples if example.image is not None]
-        return dict(self.processor(text=texts, images=images or None, padding=True, return_tensors="pt"))
+        return self.processed(self.processor, text=texts, images=images or None, padding=True)
 
     def row_text(self, example: Example, max_tokens: int) -> str:
         """The text of a row, placeholder included."""

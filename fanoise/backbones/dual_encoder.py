@@ -16,9 +16,9 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar
 
-import numpy as np
 import torch
 import torch.nn.functional as F
+from PIL import Image
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
@@ -98,34 +98,21 @@ class DualEncoderBackbone(Backbone):
             batch["input_ids"] = pad_sequence(rows, batch_first=True, padding_value=padding)
             batch["attention_mask"] = pad_sequence([torch.ones_like(row) for row in rows], batch_first=True)
         if images:
-            batch["pixel_values"] = self._pixel_values(images)
+            batch |= self._pixels(images)
         return batch
 
-    def _pixel_values(self, images: Sequence[Any]) -> Tensor:
-        """[I, 3, N, N] as of the image processor, bit for bit, in two thirds of its time.
-
-        A byte becomes one of 256 numbers for each channel; the processor works each pixel's out, in double precision.
-        """
+    def _pixels(self, images: Sequence[Image.Image]) -> dict[str, Tensor]:
+        """As of the image processor, which copies each image several times, still large, around the same resizing."""
         processor = self.processor.image_processor
-        plainly = {"do_rescale": False, "do_normalize": False} if self._levels is not None else {}
-        pixels = processor(images, return_tensors="pt", **plainly)["pixel_values"]
-        if self._levels is None:
-            return pixels
-        values = np.empty(pixels.shape, np.float32)
-        for image, raw in zip(values, pixels.numpy(), strict=True):
-            for channel, numbers in enumerate(self._levels):
-                np.take(numbers, raw[channel], out=image[channel], mode="clip")
-        return torch.from_numpy(values)
-
-    @cached_property
-    def _levels(self) -> np.ndarray | None:
-        """float32 [3, 256]: what each byte becomes; None where the processor's own settings leave a step out."""
-        processor = self.processor.image_processor
-        if not (processor.do_rescale and processor.do_normalize):
-            return None
-        scaled = (np.arange(256, dtype=np.float64) * processor.rescale_factor).astype(np.float32)
-        mean, std = (np.asarray(getattr(processor, name), np.float32) for name in ("image_mean", "image_std"))
-        return (scaled - mean[:, None]) / std[:, None]
+        side = processor.size.shortest_edge
+        if not (processor.do_resize and side) or processor.size.longest_edge:
+            return self.processed(processor, images=images)
+        resized = []
+        for image in images:
+            longer = int(side * max(image.size) / min(image.size))
+            size = (side, longer) if image.width <= image.height else (longer, side)
+            resized.append(image.resize(size, processor.resample))
+        return self.processed(processor, images=resized, do_resize=False)
 
     def token_ids(self, example: Example, max_tokens: int) -> list[int]:
         """Prompt and text between the tokens that begin and end a text; only the text is cut.
@@ -162,6 +149,7 @@ class DualEncoderBackbone(Backbone):
         return [number for number in ids if number not in self._special_ids]
 
     def forward(self, batch: dict[str, Tensor], pooling: Pooling) -> Tensor:
+        batch = self.unpacked(batch)
         parts = []
         if "input_ids" in batch:
             parts.append((batch["has_text"], self.encode_text(batch["input_ids"], batch["attention_mask"])))

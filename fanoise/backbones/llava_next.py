@@ -112,7 +112,7 @@ class LlavaNextBackbone(TokenBackbone):
 
     def hidden_states(self, batch: dict[str, Tensor]) -> Tensor:
         # `.model` skips the LM head; its last hidden state is after the final norm, unlike `hidden_states[-1]`
-        return self.unwrapped.model(**batch, use_cache=False).last_hidden_state
+        return self.unwrapped.model(**self.unpacked(batch), use_cache=False).last_hidden_state
 
 
 def _pairs(pinpoints: Any) -> list[list[int]]:

@@ -4,6 +4,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+import torch
+
 from fanoise.backbones import Backbone
 from fanoise.backbones.base import TokenBackbone
 from fanoise.backbones.blip_2 import Blip2Backbone
@@ -33,6 +35,8 @@ class Family:
     """Pixel limits to set, ascending; () where the image size is fixed."""
     files: tuple[str, ...] = ("config.json", "model.safetensors", "tokenizer.json", "preprocessor_config.json")
     """What a checkpoint cannot do without."""
+    pixels: torch.dtype = torch.uint8
+    """What images are in a collated batch."""
     auto_model: str | None = "AutoModelForImageTextToText"
     """The Auto class that loads the checkpoint; none where transformers has none."""
 
@@ -87,6 +91,7 @@ FAMILIES: dict[str, Family] = {
         image_token="<|image|>",
         image_tokens=tiny_phi3_v.most_image_tokens,
         limits=tuple(tiles * tiny_phi3_v.TILE**2 for tiles in (1, 4, 6)),
+        pixels=torch.float32,  # its overview lies between bytes
         auto_model="AutoModelForCausalLM",
     ),
     "clip": Family(

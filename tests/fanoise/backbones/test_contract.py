@@ -254,6 +254,21 @@ def test_gradient_checkpointing_changes_no_gradient(own):
         assert torch.allclose(gradient, expected[name], rtol=1e-4, atol=1e-6), name
 
 
+# images
+
+
+@pytest.mark.parametrize("size", [(300, 200), (64, 64), (90, 161)])
+def test_images_wait_as_bytes_and_are_read_as_their_processor_makes_them(own, family, size):
+    if family.limits:
+        own.set_max_pixels(family.limits[-1])
+    image = picture(*size, seed=1)
+    expected = own.processor.image_processor([image], return_tensors="pt")["pixel_values"]
+    batch = own.collate([example("", image)], max_tokens=9)
+    assert batch["pixel_values"].dtype == family.pixels
+    assert torch.equal(own.unpacked(batch)["pixel_values"], expected)
+    assert torch.equal(own.unpacked(own.unpacked(batch))["pixel_values"], expected), "numbers stay as they are"
+
+
 # loading and saving
 
 

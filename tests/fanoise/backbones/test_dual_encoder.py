@@ -5,6 +5,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from peft import LoraConfig, get_peft_model
+from transformers.image_utils import SizeDict
 
 from fanoise.backbones import Backbone, Example, load_backbone
 from fanoise.backbones.dual_encoder import unit
@@ -45,18 +46,34 @@ def image_features(backbone: Backbone, image: object) -> torch.Tensor:
 # images
 
 
-def test_pixels_are_those_of_the_image_processor_bit_for_bit(backbone):
-    images = [picture(84, 56, seed=1), picture(300, 200, seed=2), picture(20, 31, seed=3), picture(32, 32, seed=4)]
+def test_pixels_are_those_of_the_image_processor_whatever_the_size(backbone):
+    sizes = [(84, 56), (300, 200), (20, 31), (32, 32), (33, 32), (1, 1), (1, 150), (500, 7), (224, 999)]
+    images = [picture(*size, seed=seed) for seed, size in enumerate(sizes)]
     expected = backbone.processor.image_processor(images, return_tensors="pt")["pixel_values"]
-    found = backbone.collate([plain(image=image) for image in images], max_tokens=9)["pixel_values"]
+    found = backbone.unpacked(backbone.collate([plain(image=image) for image in images], max_tokens=9))["pixel_values"]
     assert found.dtype == torch.float32 and torch.equal(found, expected)
 
 
-def test_a_step_that_the_image_processor_leaves_out_is_left_out(backbone, monkeypatch):
-    monkeypatch.setattr(backbone.processor.image_processor, "do_normalize", False)
-    monkeypatch.setattr(backbone, "_levels", type(backbone)._levels.func(backbone))
-    [found] = backbone.collate([plain(image=picture(seed=1))], max_tokens=9)["pixel_values"]
-    assert 0 <= found.min() and found.max() <= 1
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"do_normalize": False},
+        {"do_rescale": False},
+        {"do_resize": False},
+        {"size": SizeDict(height=40, width=50)},
+        {"size": SizeDict(shortest_edge=40, longest_edge=41)},
+        {"resample": 0},
+        {"rescale_factor": 0.0039},
+    ],
+)
+def test_pixels_follow_the_settings_of_the_image_processor(own, settings):
+    processor = own.processor.image_processor
+    for name, value in settings.items():
+        setattr(processor, name, value)
+    image = picture(50, 40, seed=1)
+    expected = processor([image], return_tensors="pt")["pixel_values"]
+    found = own.unpacked(own.collate([plain(image=image)], max_tokens=9))["pixel_values"]
+    assert torch.equal(found, expected)
 
 
 # fusion

@@ -104,7 +104,8 @@ def test_less_than_a_tile_is_refused(own):
 
 def test_a_single_tile_is_fed_as_overview_and_as_canvas(own):
     own.set_max_pixels(TILE * TILE)
-    square, wide = (own.collate([example("", picture(side, 120))], max_tokens=9)["pixel_values"] for side in (120, 180))
+    batches = (own.collate([example("", picture(side, 120))], max_tokens=9) for side in (120, 180))
+    square, wide = (own.unpacked(batch)["pixel_values"] for batch in batches)
     assert square.shape == wide.shape == (1, 2, 3, TILE, TILE)
     assert torch.equal(square[0, 0], square[0, 1])
     assert (wide[0, 0] - wide[0, 1]).abs().max() > 0.1  # squeezed, and with its proportions kept
@@ -125,7 +126,7 @@ def test_rows_with_different_numbers_of_tiles_do_not_touch_each_other(backbone):
 
 def test_the_features_of_an_image_are_overview_then_rows_of_the_canvas_with_newlines(backbone):
     picked = picture(2 * TILE, TILE, seed=3)
-    batch = backbone.collate([example("", picked)], max_tokens=9)
+    batch = backbone.unpacked(backbone.collate([example("", picked)], max_tokens=9))
     model = backbone.model.model
     with torch.inference_mode():
         states = model.vision_tower(batch["pixel_values"][0], output_hidden_states=True).hidden_states[-2][:, 1:]
@@ -186,7 +187,7 @@ def test_a_checkpoint_from_before_processors_had_settings_is_read(folder, backbo
 def test_the_state_names_what_changes_the_pixels(folder, backbone, tmp_path, setting, value):
     other = load_backbone(changed(folder, tmp_path, "preprocessor_config.json", **{setting: value}))
     image = [example("", picture(300, 100))]
-    pixels, expected = (one.collate(image, max_tokens=9)["pixel_values"] for one in (other, backbone))
+    pixels, expected = (one.unpacked(one.collate(image, max_tokens=9))["pixel_values"] for one in (other, backbone))
     assert (pixels - expected).abs().max() > 0.01
     assert other.processor_state() != backbone.processor_state()
 

@@ -59,7 +59,7 @@ def test_the_language_head_reads_what_is_pooled(backbone):
     batch = backbone.collate(EXAMPLES, max_tokens=512)
     with torch.inference_mode():
         hidden = backbone.hidden_states(batch)
-        logits = backbone.model(**batch).logits
+        logits = backbone.model(**backbone.unpacked(batch)).logits
         assert torch.allclose(backbone.model.lm_head(hidden), logits, atol=1e-5)
 
 
