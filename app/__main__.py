@@ -5,6 +5,7 @@ argparse rather than a config tree: the options come in pairs that repeat, and `
 
 import argparse
 import socket
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -67,6 +68,8 @@ def main(argv: Sequence[str] | None = None) -> None:
 
         report = read_report(options.report) if options.report else None
         service = Service.open(options.baseline, options.fanoise, options.name)
+        for name in service.same_embedder:
+            print(f"note: one embedder made both indices of {name!r}, so its two columns are equal", file=sys.stderr)
         examples = read_examples(options.examples, service.catalogs) if options.examples else {}
 
         from app.ui.page import build_page, launch_options, serve

@@ -142,6 +142,15 @@ class Service:
         """The names to choose from, in the order given."""
         return list(self._pairs)
 
+    @property
+    def same_embedder(self) -> list[str]:
+        """The catalogues of which one embedder made both indices: the two columns then show the same."""
+        return [
+            name
+            for name, pair in self._pairs.items()
+            if pair.baseline.embedder.fingerprint == pair.fanoise.embedder.fingerprint
+        ]
+
     def pair(self, catalog: str) -> Pair:
         """Raises: InputError for an unknown name, listing the known."""
         if catalog not in self._pairs:

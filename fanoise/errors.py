@@ -9,6 +9,8 @@ FANoiseError
 └── TrainingError                    training cannot go on (loss is not finite, out of disk)
 """
 
+import os
+import signal
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -55,12 +57,17 @@ def printable(text: str) -> str:
 def cli_errors(*, go_on: str = "") -> Iterator[None]:
     """Turn a `FANoiseError`, or a file the system refuses, into one line on stderr and status 2; Ctrl-C into 130.
 
-    A `TrainingError` is status 1: the input was good, and the run went wrong.
+    A `TrainingError` is status 1: the input was good, and the run went wrong. Where the reader of stdout has seen
+    enough, as `head` does, nothing is said.
     Args:
         go_on: what to do after Ctrl-C, where work that was done is kept.
     """
     try:
         yield
+        sys.stdout.flush()  # the interpreter would do it later, and show a traceback for a pipe that is gone
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        raise SystemExit(128 + signal.SIGPIPE) from None
     except FANoiseError as error:
         print(f"error: {printable(' '.join(str(error).split()))}", file=sys.stderr)
         raise SystemExit(1 if isinstance(error, TrainingError) else 2) from None

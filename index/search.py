@@ -109,4 +109,8 @@ class Searcher:
             [hits] = backend.find(vector, k, where, group_by=group_by, min_score=min_score)
         done = time.perf_counter()
         latency_ms = {"encode": (encoded - start) * 1000, "search": (done - encoded) * 1000}
-        return Answer(hits, latency_ms, backend.notes(where))
+        notes = backend.notes(where)
+        if min_score is not None and not hits:
+            best = backend.find(vector, 1, where, group_by="")[0]
+            notes += [f"no item has a similarity of {min_score:g}; the best one has {hit.score:.4f}" for hit in best]
+        return Answer(hits, latency_ms, notes)

@@ -108,6 +108,11 @@ def test_categories_are_the_values_of_the_field(service: Service, make_pair: Cal
     assert Service({"plain": without}).categories("plain") == []
 
 
+def test_two_embedders_are_told_from_one(service: Service, pair: Pair) -> None:
+    assert service.same_embedder == []
+    assert Service({"a": pair, "b": Pair(pair.fanoise, pair.fanoise)}).same_embedder == ["b"]
+
+
 def test_a_side_is_described_by_its_embedder_items_and_what_searches(service: Service) -> None:
     card = service.describe("products", "baseline")
     assert (card.count, card.device) == (len(service.searcher("products", "baseline").backend), "CPU")
@@ -200,7 +205,7 @@ def test_dropout_of_the_training_run_would_show_in_training_mode(tiny_run: Path)
 
 def test_open_loads_an_embedder_once_and_names_the_catalogue(real_index: Path) -> None:
     service = Service.open([real_index], [real_index])
-    assert service.catalogs == ["squares"]
+    assert service.catalogs == service.same_embedder == ["squares"]
     assert service.pair("squares").baseline.embedder is service.pair("squares").fanoise.embedder
     with pytest.raises(InputError, match="two pairs are called 'squares'; tell them apart with --name"):
         Service.open([real_index] * 2, [real_index] * 2)

@@ -1,4 +1,6 @@
 import copy
+import subprocess
+import sys
 
 import pytest
 
@@ -42,6 +44,15 @@ def test_ctrl_c_is_status_130_and_says_how_to_go_on(capsys, go_on, said):
         raise KeyboardInterrupt
     assert stop.value.code == 130
     assert capsys.readouterr().err == f"{said}\n"
+
+
+@pytest.mark.parametrize("lines", [1, 100_000], ids=["within the buffer", "beyond it"])
+def test_a_reader_that_has_seen_enough_is_no_error(lines):
+    code = f"from fanoise.errors import cli_errors\nwith cli_errors():\n for i in range({lines}): print(i)"
+    with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        process.stdout.close()
+        assert process.stderr.read() == b""
+    assert process.returncode == 128 + 13
 
 
 def test_a_bug_keeps_its_traceback():

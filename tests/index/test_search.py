@@ -245,6 +245,17 @@ def test_an_item_finds_itself_with_text_and_image(built, embedder, tmp_path):
     assert searcher.search(text="thing number 30").hits[0].image is None
 
 
+def test_where_nothing_is_near_enough_the_best_score_is_named(built, embedder):
+    searcher = Searcher(Index.open(built), embedder)
+    asked = {"text": "thing number 4", "where": {"colour": "red"}}
+    best = searcher.search(**asked).hits[0].score
+    assert searcher.search(**asked, min_score=best - 1e-3).notes == []
+    answer = searcher.search(**asked, min_score=(best + 1) / 2)
+    assert answer.hits == []
+    assert answer.notes == [f"no item has a similarity of {(best + 1) / 2:g}; the best one has {best:.4f}"]
+    assert "best" not in "".join(searcher.search(text="a", where={"colour": "none"}, min_score=0.5).notes)
+
+
 def test_a_search_needs_text_or_image(built, embedder):
     searcher = Searcher(Index.open(built), embedder)
     for text in (None, "", "  "):
