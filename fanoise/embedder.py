@@ -79,6 +79,16 @@ class EmbeddingModel(nn.Module):
         self.normalize = True
         """False gives the pooled rows as they are, for a loss that perturbs them before it normalises."""
 
+    @property
+    def has_frozen_images(self) -> bool:
+        """Whether no trained weight has a part in the features of images."""
+        weights = self._backbone.image_parameters()
+        return weights is not None and not any(weight.requires_grad for weight in weights)
+
+    def with_features(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
+        """The batch with its images as features, for which `forward` gives the same without the image tower."""
+        return self._backbone.with_features(batch)
+
     def forward(self, batch: dict[str, Tensor]) -> Tensor:
         keep = batch.get(_KEEP)
         pooled = self._backbone.forward({name: value for name, value in batch.items() if name != _KEEP}, self._pooling)

@@ -40,7 +40,13 @@ class Side:
         return rows if self.rows is None else rows[self.rows.to(rows.device)]
 
 
-def gradcache_backward(engine: Any, sides: dict[str, Side], loss_of: LossFunction) -> Tensor:
+def gradcache_backward(
+    engine: Any,
+    sides: dict[str, Side],
+    loss_of: LossFunction,
+    *,
+    frozen: Callable[[ModelBatch], ModelBatch] | None = None,
+) -> Tensor:
     """Accumulate the exact gradient of `loss_of` in the engine; the caller then calls `engine.step()`.
 
     Args:
@@ -48,6 +54,8 @@ def gradcache_backward(engine: Any, sides: dict[str, Side], loss_of: LossFunctio
             rows, may differ.
         loss_of: from the gathered embeddings of each side, [rows of all processes, D], to a scalar that is the same
             on every process.
+        frozen: works out of a chunk what no trained weight has a part in. It is called once for each, and the second
+            pass takes what it gave, which waits in the CPU's memory.
     Returns: the loss, detached.
     """
     calls = [(name, chunk) for name, side in sides.items() for chunk in side.chunks]
@@ -57,10 +65,15 @@ def gradcache_backward(engine: Any, sides: dict[str, Side], loss_of: LossFunctio
     # A single chunk's graph fits in memory as it is, and keeping it saves the second forward.
     keep_graph = most_chunks <= 1
     states, outputs = [], []
-    for _, chunk in calls:
-        states.append(_rng_state())
+    for number, (name, chunk) in enumerate(calls):
+        inputs = _moved(chunk, engine.device)
+        if frozen is not None:
+            with torch.no_grad():
+                inputs = frozen(inputs)
+            calls[number] = name, _moved(inputs, torch.device("cpu"))
+        states.append(_rng_state())  # past the masks of what is frozen
         with torch.set_grad_enabled(keep_graph):
-            outputs.append(engine(_moved(chunk, engine.device)))
+            outputs.append(engine(inputs))
 
     gathered, own = {}, {}
     for name, side in sides.items():

@@ -3,6 +3,7 @@
 import math
 import resource
 import sys
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
@@ -14,7 +15,7 @@ from fanoise.distributed import gather_rows, rank
 from fanoise.errors import TrainingError
 from fanoise.noise import decompose, noise_energy, noise_in_logits
 from trainer.batches import StepBatch
-from trainer.gradcache import gradcache_backward
+from trainer.gradcache import ModelBatch, gradcache_backward
 from trainer.objective import Labels, Objective
 
 _MOST_ROWS = 2048
@@ -73,10 +74,17 @@ def train_step(
     sides = {"query": batch.query, "positive": batch.positive, "negative": batch.negative}
     if views:
         sides["view"] = batch.query
-    loss = float(gradcache_backward(engine, sides, loss_of))
+    loss = float(gradcache_backward(engine, sides, loss_of, frozen=frozen_part(engine)))
     lr = engine.get_lr()[0]
     norm = update(engine) if math.isfinite(loss) else math.nan
     return {"step": batch.step, "loss": loss, "lr": lr, "grad_norm": norm, "memory_gib": _memory_gib(device), **stats}
+
+
+def frozen_part(engine: Any) -> Callable[[ModelBatch], ModelBatch] | None:
+    """What turns the images of a chunk into features, where that needs no trained weight: adapters on the text side."""
+    # ZeRO 3 fetches weights in the order of the pass before, in which the image tower would be missing
+    is_frozen = engine.module.has_frozen_images and engine.zero_optimization_stage() < 3
+    return engine.module.with_features if is_frozen else None
 
 
 def update(engine: Any) -> float:

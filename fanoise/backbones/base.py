@@ -6,7 +6,7 @@ vectors come out. Nothing outside this folder compares model names.
 
 import json
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -126,6 +126,17 @@ class Backbone(ABC):
             return dict(processor(**inputs, return_tensors="pt"))
         batch = dict(processor(**inputs, return_tensors="pt", do_rescale=False, do_normalize=False))
         return {**batch, "pixel_values": batch["pixel_values"].to(torch.uint8)}
+
+    def image_parameters(self) -> Iterator[nn.Parameter] | None:
+        """The weights that have a part in `with_features`; None for a backbone without it."""
+        return None
+
+    def with_features(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
+        """A collated batch with what the image tower makes of pixels in their place; `forward` gives the same for it.
+
+        Where those weights are not trained, once is enough for several passes.
+        """
+        return batch
 
     def unpacked(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
         """A collated batch with images as the numbers that the model reads, bit for bit those of its processor."""

@@ -15,23 +15,26 @@ The limit on pixels chooses among the canvases:
   which a square image takes 2928 tokens.
 """
 
+from collections.abc import Iterator
 from functools import cached_property
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
 import transformers
-from torch import Tensor, nn
+from torch import nn
 
-from fanoise.backbones.base import Attention, Backbone, TokenBackbone, plain, tokenizer_state
+from fanoise.backbones.base import Attention, Backbone, plain, tokenizer_state
+from fanoise.backbones.upstream import UpstreamTokenBackbone
 from fanoise.errors import ArtifactError, ConfigError
 
 
-class LlavaNextBackbone(TokenBackbone):
+class LlavaNextBackbone(UpstreamTokenBackbone):
     """LLaVA-NeXT with any language tower."""
 
     model_types = ("llava_next",)
     model_class = transformers.LlavaNextForConditionalGeneration
-    lora_targets = r".*language_model\.layers\.\d+\.(self_attn\.[qkvo]_proj|mlp\.(gate|up|down)_proj)"
+    image_layout = "image_sizes"
     image_placeholder = "<image>"
 
     @classmethod
@@ -63,14 +66,6 @@ class LlavaNextBackbone(TokenBackbone):
     @property
     def special_tokens(self) -> tuple[str, ...]:
         return tuple(self.processor.tokenizer.get_added_vocab())
-
-    @property
-    def dim(self) -> int:
-        return self.model.config.text_config.hidden_size
-
-    @property
-    def language_model(self) -> nn.Module:
-        return self.unwrapped.model.language_model
 
     def processor_state(self) -> dict[str, Any]:
         images = self.processor.image_processor
@@ -110,9 +105,9 @@ class LlavaNextBackbone(TokenBackbone):
         """The canvases of the checkpoint, (height, width), before any limit was set."""
         return _pairs(self.processor.image_processor.image_grid_pinpoints)
 
-    def hidden_states(self, batch: dict[str, Tensor]) -> Tensor:
-        # `.model` skips the LM head; its last hidden state is after the final norm, unlike `hidden_states[-1]`
-        return self.unwrapped.model(**self.unpacked(batch), use_cache=False).last_hidden_state
+    def image_parameters(self) -> Iterator[nn.Parameter]:
+        model = self.unwrapped.model
+        return chain(model.vision_tower.parameters(), model.multi_modal_projector.parameters(), [model.image_newline])
 
 
 def _pairs(pinpoints: Any) -> list[list[int]]:

@@ -12,7 +12,7 @@ of a square one 757 with 4 crops (672 × 672 pixels) and 2509 with 16 (1344 × 1
 
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -198,6 +198,16 @@ class Phi3VBackbone(TokenBackbone):
 
     def clean_text(self, text: str) -> str:
         return super().clean_text(_IMAGE_TAG.sub(" ", text))
+
+    def image_parameters(self) -> Iterator[nn.Parameter]:
+        return self.unwrapped.model.vision_embed_tokens.parameters()
+
+    def with_features(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
+        if "pixel_values" not in batch:
+            return batch
+        others = {name: value for name, value in batch.items() if name != "pixel_values"}
+        embed = self.unwrapped.model.vision_embed_tokens
+        return {**others, "image_features": embed(batch["pixel_values"], batch["image_sizes"])}
 
     def hidden_states(self, batch: dict[str, Tensor]) -> Tensor:
         return self.unwrapped.hidden_states(**batch)

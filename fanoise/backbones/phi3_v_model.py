@@ -147,15 +147,21 @@ class Phi3VModel(transformers.Phi3Model):
         self.vision_embed_tokens = HDImageEmbedding(config)
         self.post_init()
 
-    def embed(self, input_ids: Tensor, pixel_values: Tensor | None = None, image_sizes: Tensor | None = None) -> Tensor:
-        """[B, L] with image tokens, and the images' tiles -> [B, L, H].
+    def embed(
+        self,
+        input_ids: Tensor,
+        pixel_values: Tensor | None = None,
+        image_sizes: Tensor | None = None,
+        image_features: Tensor | None = None,
+    ) -> Tensor:
+        """[B, L] with image tokens, and the images' tiles, or what `vision_embed_tokens` makes of them -> [B, L, H].
 
         Raises: ValueError when the images have more or fewer embeddings than there are image tokens.
         """
         embeddings = self.embed_tokens(input_ids)
-        if pixel_values is None:
+        if pixel_values is None and image_features is None:
             return embeddings
-        images = self.vision_embed_tokens(pixel_values, image_sizes)
+        images = self.vision_embed_tokens(pixel_values, image_sizes) if image_features is None else image_features
         is_image = input_ids == self.config.image_token_id
         if len(images) != is_image.sum():
             raise ValueError(f"{int(is_image.sum())} image tokens for {len(images)} image embeddings")
@@ -188,10 +194,11 @@ class Phi3VForCausalLM(transformers.Phi3PreTrainedModel):
         attention_mask: Tensor,
         pixel_values: Tensor | None = None,
         image_sizes: Tensor | None = None,
+        image_features: Tensor | None = None,
     ) -> Tensor:
         """[B, L, H] after the final norm; the image parts are `HDImageEmbedding`'s, for all images of the batch."""
         return self.model(
-            inputs_embeds=self.model.embed(input_ids, pixel_values, image_sizes),
+            inputs_embeds=self.model.embed(input_ids, pixel_values, image_sizes, image_features),
             attention_mask=attention_mask,
             position_ids=(attention_mask.cumsum(dim=1) - 1).clamp_min(0),  # from a row's first token, not its padding
             use_cache=False,

@@ -5,7 +5,7 @@ DeepStack, the side of a patch) is inside the upstream classes and the checkpoin
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar
@@ -15,7 +15,8 @@ from PIL import Image
 from torch import Tensor, nn
 from transformers.utils import is_torchvision_available
 
-from fanoise.backbones.base import Example, TokenBackbone, plain, tokenizer_state
+from fanoise.backbones.base import Example, plain, tokenizer_state
+from fanoise.backbones.upstream import UpstreamTokenBackbone
 from fanoise.errors import ConfigError
 
 
@@ -33,11 +34,11 @@ class _WithoutVideo(transformers.ProcessorMixin):
         return None if argument is None else super().check_argument_for_proper_class(argument_name, argument)
 
 
-class QwenVLBackbone(TokenBackbone):
+class QwenVLBackbone(UpstreamTokenBackbone):
     """What the Qwen-VL families share."""
 
     processor_class: ClassVar[type]
-    lora_targets = r".*language_model\.layers\.\d+\.(self_attn\.[qkvo]_proj|mlp\.(gate|up|down)_proj)"
+    image_layout = "image_grid_thw"
     image_placeholder = "<|vision_start|><|image_pad|><|vision_end|>"
     end_of_text = "<|endoftext|>"
     special_tokens = (
@@ -55,14 +56,6 @@ class QwenVLBackbone(TokenBackbone):
         processor = source.from_pretrained(path, **options)
         processor.tokenizer.padding_side = "left"
         return processor
-
-    @property
-    def dim(self) -> int:
-        return self.model.config.text_config.hidden_size
-
-    @property
-    def language_model(self) -> nn.Module:
-        return self.unwrapped.model.language_model
 
     def processor_state(self) -> dict[str, Any]:
         images = self.processor.image_processor
@@ -102,9 +95,8 @@ class QwenVLBackbone(TokenBackbone):
         across = min(max(round(math.sqrt(most * image.width / image.height)), 1), most)
         return image.resize((across * side, most // across * side), Image.Resampling.BICUBIC)
 
-    def hidden_states(self, batch: dict[str, Tensor]) -> Tensor:
-        # `.model` skips the LM head; its last hidden state is after the final norm, unlike `hidden_states[-1]`
-        return self.unwrapped.model(**self.unpacked(batch), use_cache=False).last_hidden_state
+    def image_parameters(self) -> Iterator[nn.Parameter]:
+        return self.unwrapped.model.visual.parameters()
 
 
 class Qwen2VLBackbone(QwenVLBackbone):

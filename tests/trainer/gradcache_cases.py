@@ -29,6 +29,7 @@ from trainer.full_state import full_tensors
 from trainer.gradcache import Side, gradcache_backward
 from trainer.objective import Labels, Objective
 from trainer.startup import add_lora
+from trainer.step import frozen_part
 
 WORDS = ("red", "blue", "green", "yellow", "black")
 DEFAULTS = {
@@ -152,7 +153,8 @@ def cached(engine: Any, embedder: Embedder, batch: Batch) -> dict[str, Tensor]:
         group["lr"] = 0.0  # the next batch finds the same model
     owners = gather_rows(batch.owners(rank()))
     torch.manual_seed(rank())
-    loss = gradcache_backward(engine, batch.chunked(embedder, rank()), lambda gathered: batch.loss(gathered, owners))
+    sides, frozen = batch.chunked(embedder, rank()), frozen_part(engine)
+    loss = gradcache_backward(engine, sides, lambda gathered: batch.loss(gathered, owners), frozen=frozen)
     engine.step()
     return {"loss": loss.reshape(1)} | {name: mean / 0.1 for name, mean in full_tensors(engine, "exp_avg")}
 

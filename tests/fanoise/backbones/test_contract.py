@@ -269,6 +269,33 @@ def test_images_wait_as_bytes_and_are_read_as_their_processor_makes_them(own, fa
     assert torch.equal(own.unpacked(own.unpacked(batch))["pixel_values"], expected), "numbers stay as they are"
 
 
+def test_features_in_place_of_pixels_give_the_same_to_the_bit(backbone):
+    batch = backbone.collate(EXAMPLES, max_tokens=512)
+    before = dict(batch)
+    with torch.inference_mode():
+        expected = backbone.forward(batch, backbone.poolings[0])
+        found = backbone.with_features(batch)
+        assert torch.equal(backbone.forward(found, backbone.poolings[0]), expected)
+        assert torch.equal(backbone.forward(batch, backbone.poolings[0]), expected), "and pixels do as before"
+    assert batch.keys() == before.keys()
+    assert ("pixel_values" in found) == (backbone.image_parameters() is None)
+    texts = backbone.collate(EXAMPLES[:1], max_tokens=512)
+    assert backbone.with_features(texts).keys() == texts.keys()
+
+
+def test_features_are_made_of_all_the_image_parameters_and_of_no_adapter(own):
+    if own.image_parameters() is None:
+        return
+    adapted(own)
+    weights = list(own.image_parameters())
+    assert not any(weight.requires_grad for weight in weights)
+    inner = own.unwrapped.model
+    rest = {id(weight) for weight in own.language_model.layers.parameters()}
+    assert {id(weight) for weight in inner.parameters()} - rest - {id(weight) for weight in weights} <= {
+        id(weight) for name, weight in inner.named_parameters() if "norm" in name or "embed_tokens.weight" in name
+    }
+
+
 # loading and saving
 
 
