@@ -10,6 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar
 
+import torch
 import transformers
 from PIL import Image
 from torch import Tensor, nn
@@ -78,7 +79,27 @@ class QwenVLBackbone(UpstreamTokenBackbone):
 
     def collate(self, examples: Sequence[Example], *, max_tokens: int) -> dict[str, Tensor]:
         fitted = [replace(one, image=one.image and self._within_limit(one.image)) for one in examples]
-        return super().collate(fitted, max_tokens=max_tokens)
+        batch = super().collate(fitted, max_tokens=max_tokens)
+        if "pixel_values" in batch and self.pixel_scale is not None:
+            batch["pixel_values"] = batch["pixel_values"].unflatten(1, self._patch)[:, :, 0].flatten(1)
+        return batch
+
+    def unpacked(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
+        pixels = batch.get("pixel_values")
+        if pixels is None or pixels.dtype != torch.uint8:
+            return batch
+        channels, frames, size = self._patch
+        repeated = pixels.view(-1, channels, 1, size).expand(-1, -1, frames, -1).flatten(1)
+        return super().unpacked({**batch, "pixel_values": repeated})
+
+    @property
+    def _patch(self) -> tuple[int, int, int]:
+        """Channels, frames and pixels of a patch: upstream makes a film of each image, whose frames are all the same.
+
+        One of them is kept.
+        """
+        images = self.processor.image_processor
+        return 3, images.temporal_patch_size, images.patch_size**2
 
     @property
     def _token_side(self) -> int:
