@@ -25,7 +25,7 @@ VisDial CIRR VisualNews_t2i VisualNews_i2t MSCOCO_t2i MSCOCO_i2t NIGHTS WebQA MS
 
 
 @pytest.fixture(scope="module")
-def benchmark(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def mmeb(tmp_path_factory: pytest.TempPathFactory) -> Path:
     size = MmebSize(train=8, eval=2, candidates=3)
     return make_mmeb(tmp_path_factory.mktemp("mmeb") / "small", size=size, progress=False)
 
@@ -37,11 +37,11 @@ def write(folder: Path, *rows: dict) -> Path:
     return path
 
 
-def config(benchmark: Path, *sets: str, base: str = "unused", **data) -> RunConfig:
-    files = [str(benchmark / "train" / name / FILE) for name in sets]
+def config(mmeb: Path, *sets: str, base: str = "unused", **data) -> RunConfig:
+    files = [str(mmeb / "train" / name / FILE) for name in sets]
     return RunConfig(
         model=ModelConfig(base=base),
-        data=DataConfig(**{"pairs": files, "images": str(benchmark / "images"), **data}),
+        data=DataConfig(**{"pairs": files, "images": str(mmeb / "images"), **data}),
         output_dir=Path("unused"),
         max_steps=4,
         batch_size=6,
@@ -110,9 +110,9 @@ def test_evaluation_names_of_the_published_training_sets():
     assert eval_name("Shop_13") == "Shop-13"
 
 
-def test_only_files_with_the_columns_of_mmeb_are_taken_for_mmeb(tmp_path, benchmark):
-    assert all(is_mmeb_train(file) for file in (benchmark / "train").rglob("*.parquet"))
-    assert not any(is_mmeb_train(file) for file in (benchmark / "eval").rglob("*.parquet"))
+def test_only_files_with_the_columns_of_mmeb_are_taken_for_mmeb(tmp_path, mmeb):
+    assert all(is_mmeb_train(file) for file in (mmeb / "train").rglob("*.parquet"))
+    assert not any(is_mmeb_train(file) for file in (mmeb / "eval").rglob("*.parquet"))
     own = tmp_path / "own.parquet"
     pq.write_table(pa.table({"query_text": ["a"], "positive_text": ["b"]}), own)
     damaged = tmp_path / "damaged.parquet"
@@ -120,24 +120,24 @@ def test_only_files_with_the_columns_of_mmeb_are_taken_for_mmeb(tmp_path, benchm
     assert not any(is_mmeb_train(path) for path in (own, damaged, tmp_path / "missing.parquet", tmp_path))
 
 
-def test_every_generated_row_comes_back_as_written(benchmark):
-    files = sorted((benchmark / "train").rglob("*.parquet"))
+def test_every_generated_row_comes_back_as_written(mmeb):
+    files = sorted((mmeb / "train").rglob("*.parquet"))
     assert len(files) == 10
     for file in files:
-        rows, pairs = pq.read_table(file).to_pylist(), read_mmeb_train(file, images=benchmark / "images")
+        rows, pairs = pq.read_table(file).to_pylist(), read_mmeb_train(file, images=mmeb / "images")
         for row, pair in zip(rows, pairs, strict=True):
             sides = (("qry", "qry_image_path", pair.query), ("pos_text", "pos_image_path", pair.positive))
             for text, image, item in sides:
                 assert item.text == row[text].removeprefix("<|image_1|>\n").strip()
-                assert item.image == (benchmark / "images" / row[image] if row[image] else None)
+                assert item.image == (mmeb / "images" / row[image] if row[image] else None)
                 assert item.image is None or item.image.is_file()
             assert len(pair.negatives) == bool(row["neg_text"] or row["neg_image_path"])
-        assert (benchmark / "eval" / eval_name(file.parent.name)).is_dir()
+        assert (mmeb / "eval" / eval_name(file.parent.name)).is_dir()
 
 
-def test_a_step_over_the_sets_is_collated_with_images_texts_and_negatives(benchmark, tiny_base):
+def test_a_step_over_the_sets_is_collated_with_images_texts_and_negatives(mmeb, tiny_base):
     embedder = Embedder.from_pretrained(tiny_base, device="cpu")
-    settings = config(benchmark, "ShopVQA", "Scenes", "ShopCards", base=str(tiny_base))
+    settings = config(mmeb, "ShopVQA", "Scenes", "ShopCards", base=str(tiny_base))
     plan = load_plan(settings)
     batches = StepBatches(plan, embedder, settings, rank=0, world_size=1)
     seen = set()
@@ -169,8 +169,8 @@ def test_a_step_over_the_sets_is_collated_with_images_texts_and_negatives(benchm
     assert len(seen) > 1
 
 
-def test_equal_labels_never_count_as_negatives_of_each_other(benchmark):
-    plan = load_plan(config(benchmark, "Pages"))
+def test_equal_labels_never_count_as_negatives_of_each_other(mmeb):
+    plan = load_plan(config(mmeb, "Pages"))
     pairs = plan.pairs(1)
     labels = np.array([pair.positive.text for pair in pairs])
     expected = (labels[:, None] == labels[None, :]) & ~np.eye(6, dtype=bool)
@@ -178,13 +178,13 @@ def test_equal_labels_never_count_as_negatives_of_each_other(benchmark):
     assert np.array_equal(valid_answers(pairs), expected)
 
 
-def test_mmeb_files_and_own_pairs_can_be_mixed(benchmark, toy_pairs):
-    files = [str(benchmark / "train/Shop_13" / FILE), str(toy_pairs)]
-    plan = load_plan(config(benchmark, pairs=files, weights=[1, 1]))
+def test_mmeb_files_and_own_pairs_can_be_mixed(mmeb, toy_pairs):
+    files = [str(mmeb / "train/Shop_13" / FILE), str(toy_pairs)]
+    plan = load_plan(config(mmeb, pairs=files, weights=[1, 1]))
     names = {plan.pairs(step)[0].query.id.split(":")[0] for step in range(1, 5)}
     assert names == {f"Shop_13/{FILE}", f"{toy_pairs.parent.name}/pairs.jsonl"}
 
 
-def test_a_missing_image_root_is_named_before_anything_is_read(benchmark):
+def test_a_missing_image_root_is_named_before_anything_is_read(mmeb):
     with pytest.raises(ConfigError, match=r"data\.images is not set; .*Shop_13.* is in MMEB format"):
-        load_plan(config(benchmark, "Shop_13", images=None))
+        load_plan(config(mmeb, "Shop_13", images=None))
