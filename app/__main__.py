@@ -69,7 +69,10 @@ def main(argv: Sequence[str] | None = None) -> None:
         report = read_report(options.report) if options.report else None
         service = Service.open(options.baseline, options.fanoise, options.name)
         for name in service.same_embedder:
-            print(f"note: one embedder made both indices of {name!r}, so its two columns are equal", file=sys.stderr)
+            print(
+                f"note: one embedder made both indices of {name!r}, so no training tells its two columns apart",
+                file=sys.stderr,
+            )
         examples = read_examples(options.examples, service.catalogs) if options.examples else {}
 
         from app.ui.page import build_page, launch_options, serve

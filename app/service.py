@@ -144,7 +144,7 @@ class Service:
 
     @property
     def same_embedder(self) -> list[str]:
-        """The catalogues of which one embedder made both indices: the two columns then show the same."""
+        """The catalogues of which one embedder made both indices: their columns differ by no training."""
         return [
             name
             for name, pair in self._pairs.items()

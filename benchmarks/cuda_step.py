@@ -7,8 +7,8 @@ host's memory, collated, as a data worker leaves it.
 FLOPs are 2 x parameters x tokens for each forward pass of a tower (attention's share that grows with the square of the
 length, and the embeddings, are left out). A frozen tower needs its forward pass; one with LoRA also gradients through
 its frozen weights, as much again; a trained one twice as much again. `share of peak` counts only that; `executed` adds
-what the step runs on top to save memory, as counted while it runs: GradCache's second forward passes, and with
-checkpointing the language tower's recomputation.
+what the step runs on top to save memory, as counted while it runs: GradCache's second forward passes, which a frozen
+tower is spared, and with checkpointing the language tower's recomputation.
 """
 
 import argparse

@@ -1,11 +1,11 @@
-"""GradCache: memory that does not grow with the batch, and what it costs in time.
+"""GradCache: memory that hardly grows with the batch, and what it costs in time.
 
 Memory: one fresh process for each batch size, same chunk. `step` is what training steps add at their highest point to
-the model, optimiser and input batch that are there already: activations, gradients of a chunk, cached
-embeddings, loss. `input` is the collated batch (pixels, tokens), which any trainer must hold in the host's memory.
-`process` is the highest resident size of the whole process, libraries and weights included.
+the model, optimiser and input batch that are there already: activations, gradients of a chunk, cached embeddings, with
+LoRA also the features of images, loss. `input` is the collated batch (pixels, tokens), which any trainer must hold in
+the host's memory. `process` is the highest resident size of the whole process, libraries and weights included.
 Time: a step in chunks against the same step with one graph over the whole batch (two forward passes and a backward pass
-against one and one: 4/3 if a backward pass costs two forward passes).
+against one and one: 4/3 if a backward pass costs two forward passes, less with LoRA, where the image tower runs once).
 A random Qwen2-VL (1.8 M parameters) on the CPU; the trainer's own step on its own DeepSpeed engine.
 """
 

@@ -1,9 +1,10 @@
 """Searching through the index against FAISS alone, and with filters against without, each pair in one process.
 
 Vectors lie in clusters, as embeddings do, and so do the queries. `layer` is `Index.search` beside `search` of the FAISS
-index within it, for all queries at once; another copy of it elsewhere in memory can be 1 to 2 % slower or faster. `single` is one query after the other, with its hits and their fields as the app
-gets them, less FAISS's own time. `filter` lets a random share of the items through by a condition on a number field;
-recall is the share of the exact ten nearest that are found, of the matching items.
+index within it, for all queries at once; another copy of it elsewhere in memory can be 1 to 2 % slower or faster.
+`single` is one query after the other, with its hits and their fields as the app gets them, less FAISS's own time.
+`filter` lets a random share of the items through by a condition on a number field; recall is the share of the exact ten
+nearest that are found, of the matching items.
 """
 
 import argparse

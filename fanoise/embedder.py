@@ -81,9 +81,8 @@ class EmbeddingModel(nn.Module):
 
     @property
     def has_frozen_images(self) -> bool:
-        """Whether no trained weight has a part in the features of images."""
-        weights = self._backbone.image_parameters()
-        return weights is not None and not any(weight.requires_grad for weight in weights)
+        """Whether no trained weight has a part in `with_features`."""
+        return self._backbone.has_frozen_images
 
     def with_features(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
         """The batch with its images as features, for which `forward` gives the same without the image tower."""

@@ -10,6 +10,7 @@ FANoiseError
 """
 
 import os
+import select
 import signal
 import sys
 from collections.abc import Iterator
@@ -65,18 +66,29 @@ def cli_errors(*, go_on: str = "") -> Iterator[None]:
     try:
         yield
         sys.stdout.flush()  # the interpreter would do it later, and show a traceback for a pipe that is gone
-    except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        raise SystemExit(128 + signal.SIGPIPE) from None
     except FANoiseError as error:
         print(f"error: {printable(' '.join(str(error).split()))}", file=sys.stderr)
         raise SystemExit(1 if isinstance(error, TrainingError) else 2) from None
     except OSError as error:  # a full disk, a folder without write permission
         if error.filename is None and error.errno is None:
             raise
+        if isinstance(error, BrokenPipeError) and not _stdout_is_read():
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            raise SystemExit(128 + signal.SIGPIPE) from None
         where = f"{error.filename}: " if error.filename is not None else ""
         print(f"error: {printable(f'{where}{error.strerror or error}')}", file=sys.stderr)
         raise SystemExit(2) from None
     except KeyboardInterrupt:
         print(f"interrupted; {go_on}" if go_on else "interrupted", file=sys.stderr)
         raise SystemExit(130) from None
+
+
+def _stdout_is_read() -> bool:
+    """False for a pipe whose reader has gone; True where there is nobody to ask."""
+    try:
+        descriptor = sys.stdout.fileno()
+    except (AttributeError, OSError, ValueError):
+        return True
+    poll = select.poll()
+    poll.register(descriptor, 0)
+    return not any(event & select.POLLERR for _, event in poll.poll(0))

@@ -112,5 +112,7 @@ class Searcher:
         notes = backend.notes(where)
         if min_score is not None and not hits:
             best = backend.find(vector, 1, where, group_by="")[0]
-            notes += [f"no item has a similarity of {min_score:g}; the best one has {hit.score:.4f}" for hit in best]
+            notes += [
+                f"nothing found reaches a similarity of {min_score:g}; the best is {hit.score:.6f}" for hit in best
+            ]
         return Answer(hits, latency_ms, notes)

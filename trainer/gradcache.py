@@ -54,8 +54,8 @@ def gradcache_backward(
             rows, may differ.
         loss_of: from the gathered embeddings of each side, [rows of all processes, D], to a scalar that is the same
             on every process.
-        frozen: works out of a chunk what no trained weight has a part in. It is called once for each, and the second
-            pass takes what it gave, which waits in the CPU's memory.
+        frozen: works out of a chunk what no trained weight has a part in, and leaves what it has no part in as it is.
+            It is called once for each chunk of a side; what it gave waits in the CPU's memory for the second pass.
     Returns: the loss, detached.
     """
     calls = [(name, chunk) for name, side in sides.items() for chunk in side.chunks]
@@ -69,8 +69,11 @@ def gradcache_backward(
         inputs = _moved(chunk, engine.device)
         if frozen is not None:
             with torch.no_grad():
-                inputs = frozen(inputs)
-            calls[number] = name, _moved(inputs, torch.device("cpu"))
+                found = frozen(inputs)
+            if not keep_graph and found is not inputs:
+                # a copy that does not block would be to pinned memory, which PyTorch never gives back
+                calls[number] = name, {key: chunk[key] if key in chunk else found[key].cpu() for key in found}
+            inputs = found
         states.append(_rng_state())  # past the masks of what is frozen
         with torch.set_grad_enabled(keep_graph):
             outputs.append(engine(inputs))

@@ -44,13 +44,21 @@ def count(batch: StepBatch, device: torch.device) -> Counts:
 
 
 def train_step(
-    engine: Any, objective: Objective, batch: StepBatch, device: torch.device, *, views: bool, spectrum: bool
+    engine: Any,
+    objective: Objective,
+    batch: StepBatch,
+    device: torch.device,
+    *,
+    views: bool,
+    spectrum: bool,
+    reuse_image_features: bool = True,
 ) -> dict[str, Any]:
     """Gradient and update, unless one of them is not finite; returns the step's row of `metrics.jsonl`.
 
     Args:
         views: encode the queries twice, for `loss.dropout_pairs`.
         spectrum: add what costs an eigendecomposition to the row.
+        reuse_image_features: see `RunConfig`.
         batch: with at least one row on every process.
     Raises: TrainingError where there is nothing to tell apart.
     """
@@ -74,7 +82,8 @@ def train_step(
     sides = {"query": batch.query, "positive": batch.positive, "negative": batch.negative}
     if views:
         sides["view"] = batch.query
-    loss = float(gradcache_backward(engine, sides, loss_of, frozen=frozen_part(engine)))
+    frozen = frozen_part(engine) if reuse_image_features else None
+    loss = float(gradcache_backward(engine, sides, loss_of, frozen=frozen))
     lr = engine.get_lr()[0]
     norm = update(engine) if math.isfinite(loss) else math.nan
     return {"step": batch.step, "loss": loss, "lr": lr, "grad_norm": norm, "memory_gib": _memory_gib(device), **stats}

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
+import transformers
 from PIL import Image
 from torch import Tensor, nn
 
@@ -71,7 +72,11 @@ class Backbone(ABC):
         missing = sorted(name for name in report["missing_keys"] if not name.startswith(cls.unused_weights))
         if missing:  # transformers would go on with random numbers there
             raise ArtifactError(f"{path}: {len(missing)} weights are missing, {missing[0]} first; fetch it again")
-        return cls(model=model.eval(), processor=cls.load_processor(path, **options))
+        processor = cls.load_processor(path, **options)
+        if getattr(processor.image_processor, "backend", "pil") != "pil":
+            # where torchvision is installed, it would resize otherwise: another vector than elsewhere, one fingerprint
+            processor.image_processor = transformers.AutoImageProcessor.from_pretrained(path, backend="pil", **options)
+        return cls(model=model.eval(), processor=processor)
 
     @classmethod
     @abstractmethod
@@ -120,8 +125,8 @@ class Backbone(ABC):
         """How the bytes of images become numbers, where `collate` leaves them bytes."""
         return PixelScale.of(self.processor.image_processor)
 
-    def processed(self, processor: Any, **inputs: Any) -> dict[str, Tensor]:
-        """What an upstream processor makes of texts and images; images stay bytes (`unpacked`)."""
+    def packed(self, processor: Any, **inputs: Any) -> dict[str, Tensor]:
+        """What an upstream processor makes of texts and images, but for the images, which stay bytes (`unpacked`)."""
         if self.pixel_scale is None or not inputs.get("images"):
             return dict(processor(**inputs, return_tensors="pt"))
         batch = dict(processor(**inputs, return_tensors="pt", do_rescale=False, do_normalize=False))
@@ -131,6 +136,12 @@ class Backbone(ABC):
         """The weights that have a part in `with_features`; None for a backbone without it."""
         return None
 
+    @property
+    def has_frozen_images(self) -> bool:
+        """Whether there is such a thing, and none of those weights is trained."""
+        weights = self.image_parameters()
+        return weights is not None and not any(weight.requires_grad for weight in weights)
+
     def with_features(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
         """A collated batch with what the image tower makes of pixels in their place; `forward` gives the same for it.
 
@@ -139,7 +150,10 @@ class Backbone(ABC):
         return batch
 
     def unpacked(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
-        """A collated batch with images as the numbers that the model reads, bit for bit those of its processor."""
+        """A collated batch with images as the numbers that the model reads, bit for bit those of its processor.
+
+        But for tiles that only pad a batch, which the model drops: the processor has zeros there.
+        """
         pixels = batch.get("pixel_values")
         if self.pixel_scale is None or pixels is None or pixels.dtype != torch.uint8:
             return batch
@@ -178,7 +192,7 @@ class TokenBackbone(Backbone):
     def collate(self, examples: Sequence[Example], *, max_tokens: int) -> dict[str, Tensor]:
         texts = [self.row_text(example, max_tokens) for example in examples]
         images = [example.image for example in examples if example.image is not None]
-        return self.processed(self.processor, text=texts, images=images or None, padding=True)
+        return self.packed(self.processor, text=texts, images=images or None, padding=True)
 
     def row_text(self, example: Example, max_tokens: int) -> str:
         """The text of a row, placeholder included."""

@@ -106,13 +106,13 @@ class DualEncoderBackbone(Backbone):
         processor = self.processor.image_processor
         side = processor.size.shortest_edge
         if not (processor.do_resize and side) or processor.size.longest_edge:
-            return self.processed(processor, images=images)
+            return self.packed(processor, images=images)
         resized = []
         for image in images:
             longer = int(side * max(image.size) / min(image.size))
             size = (side, longer) if image.width <= image.height else (longer, side)
             resized.append(image.resize(size, processor.resample))
-        return self.processed(processor, images=resized, do_resize=False)
+        return self.packed(processor, images=resized, do_resize=False)
 
     def token_ids(self, example: Example, max_tokens: int) -> list[int]:
         """Prompt and text between the tokens that begin and end a text; only the text is cut.

@@ -34,7 +34,7 @@ class LlavaNextBackbone(UpstreamTokenBackbone):
 
     model_types = ("llava_next",)
     model_class = transformers.LlavaNextForConditionalGeneration
-    image_layout = "image_sizes"
+    layout_key = "image_sizes"
     image_placeholder = "<image>"
 
     @classmethod
@@ -105,7 +105,8 @@ class LlavaNextBackbone(UpstreamTokenBackbone):
         """The canvases of the checkpoint, (height, width), before any limit was set."""
         return _pairs(self.processor.image_processor.image_grid_pinpoints)
 
-    def image_parameters(self) -> Iterator[nn.Parameter]:
+    @property
+    def image_weights(self) -> Iterator[nn.Parameter]:
         model = self.unwrapped.model
         return chain(model.vision_tower.parameters(), model.multi_modal_projector.parameters(), [model.image_newline])
 

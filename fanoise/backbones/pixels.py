@@ -28,6 +28,8 @@ class PixelScale:
         if not (getattr(image_processor, "do_rescale", False) and getattr(image_processor, "do_normalize", False)):
             return None
         factor = image_processor.rescale_factor
+        if not factor:
+            return None
         divisor = round(1 / factor, 6)
         # as transformers does it, in double precision, and as it is done here
         theirs, ours = (_BYTES * factor).astype(np.float32), _BYTES.astype(np.float32) / np.float32(divisor)
@@ -39,4 +41,6 @@ class PixelScale:
         """float32 of uint8 [..., 3, H, W], or of flat patches [N, 3 * P] with one channel after the other."""
         channels = pixels.unflatten(1, (len(self.mean), -1, 1)) if pixels.ndim == 2 else pixels
         mean, std = (pixels.new_tensor(values, dtype=torch.float32)[:, None, None] for values in (self.mean, self.std))
-        return channels.float().div_(self.divisor).sub_(mean).div_(std).view(pixels.shape)
+        # a tensor: CUDA multiplies by the inverse of a plain number, which rounds otherwise
+        divisor = pixels.new_tensor(self.divisor, dtype=torch.float32)
+        return channels.float().div_(divisor).sub_(mean).div_(std).view(pixels.shape)

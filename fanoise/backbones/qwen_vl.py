@@ -14,7 +14,6 @@ import torch
 import transformers
 from PIL import Image
 from torch import Tensor, nn
-from transformers.utils import is_torchvision_available
 
 from fanoise.backbones.base import Example, plain, tokenizer_state
 from fanoise.backbones.upstream import UpstreamTokenBackbone
@@ -39,7 +38,7 @@ class QwenVLBackbone(UpstreamTokenBackbone):
     """What the Qwen-VL families share."""
 
     processor_class: ClassVar[type]
-    image_layout = "image_grid_thw"
+    layout_key = "image_grid_thw"
     image_placeholder = "<|vision_start|><|image_pad|><|vision_end|>"
     end_of_text = "<|endoftext|>"
     special_tokens = (
@@ -52,9 +51,8 @@ class QwenVLBackbone(UpstreamTokenBackbone):
     @classmethod
     def load_processor(cls, path: str | Path, **options: Any) -> Any:
         # of the same name, for that is what is saved and looked up
-        without_video = type(cls.processor_class.__name__, (_WithoutVideo, cls.processor_class), {})
-        source: Any = transformers.AutoProcessor if is_torchvision_available() else without_video
-        processor = source.from_pretrained(path, **options)
+        without_video: Any = type(cls.processor_class.__name__, (_WithoutVideo, cls.processor_class), {})
+        processor = without_video.from_pretrained(path, **options)
         processor.tokenizer.padding_side = "left"
         return processor
 
@@ -99,7 +97,7 @@ class QwenVLBackbone(UpstreamTokenBackbone):
         One of them is kept.
         """
         images = self.processor.image_processor
-        return 3, images.temporal_patch_size, images.patch_size**2
+        return len(images.image_mean), images.temporal_patch_size, images.patch_size**2
 
     @property
     def _token_side(self) -> int:
@@ -116,7 +114,8 @@ class QwenVLBackbone(UpstreamTokenBackbone):
         across = min(max(round(math.sqrt(most * image.width / image.height)), 1), most)
         return image.resize((across * side, most // across * side), Image.Resampling.BICUBIC)
 
-    def image_parameters(self) -> Iterator[nn.Parameter]:
+    @property
+    def image_weights(self) -> Iterator[nn.Parameter]:
         return self.unwrapped.model.visual.parameters()
 
 

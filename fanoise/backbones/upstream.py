@@ -3,13 +3,14 @@
 Their model makes features of pixels in `get_image_features`, and puts them in the places of the image tokens.
 """
 
+import inspect
+from abc import abstractmethod
 from collections.abc import Iterator
-from contextlib import contextmanager
-from types import SimpleNamespace
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
+from transformers.modeling_outputs import BaseModelOutputWithPooling
 
 from fanoise.backbones.base import TokenBackbone
 
@@ -23,8 +24,8 @@ class UpstreamTokenBackbone(TokenBackbone):
     """A `TokenBackbone` around a model class of transformers."""
 
     lora_targets = r".*language_model\.layers\.\d+\.(self_attn\.[qkvo]_proj|mlp\.(gate|up|down)_proj)"
-    image_layout: ClassVar[str]
-    """What the processor says of the images beside their pixels."""
+    layout_key: ClassVar[str]
+    """Entry of a batch with what the processor says of the images beside their pixels."""
 
     @property
     def dim(self) -> int:
@@ -34,35 +35,34 @@ class UpstreamTokenBackbone(TokenBackbone):
     def language_model(self) -> nn.Module:
         return self.unwrapped.model.language_model
 
+    @property
+    @abstractmethod
+    def image_weights(self) -> Iterator[nn.Parameter]:
+        """The weights of the vision tower, and of all that comes before the language tower."""
+
+    def image_parameters(self) -> Iterator[nn.Parameter] | None:
+        return self.image_weights if self._takes_features else None
+
     def with_features(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
-        if "pixel_values" not in batch:
+        if "pixel_values" not in batch or not self._takes_features:
             return batch
         pixels = self.unpacked(batch)["pixel_values"]
-        found = self.unwrapped.model.get_image_features(pixels, batch[self.image_layout], return_dict=True)
+        found = self.unwrapped.model.get_image_features(pixels, batch[self.layout_key], return_dict=True)
         features = {_FEATURES: torch.cat(list(found.pooler_output))}
-        if (layers := getattr(found, _DEEPSTACK, None)) is not None:
+        if (layers := getattr(found, "deepstack_features", None)) is not None:
             features[_DEEPSTACK] = torch.stack([torch.cat(list(layer)) for layer in layers])
         return {name: value for name, value in batch.items() if name != "pixel_values"} | features
 
     def hidden_states(self, batch: dict[str, Tensor]) -> Tensor:
+        inputs: dict[str, Any] = dict(self.unpacked(batch))
+        if _FEATURES in inputs:
+            made = BaseModelOutputWithPooling(pooler_output=[inputs.pop(_FEATURES)])
+            made.deepstack_features = [[layer] for layer in inputs.pop(_DEEPSTACK, ())]
+            inputs["mm_encoder_outputs"] = {"image": made}
         # `.model` skips the LM head; its last hidden state is after the final norm, unlike `hidden_states[-1]`
-        model = self.unwrapped.model
-        with _given_features(model, self.unpacked(batch)) as inputs:
-            return model(**inputs, use_cache=False).last_hidden_state
+        return self.unwrapped.model(**inputs, use_cache=False).last_hidden_state
 
-
-@contextmanager
-def _given_features(model: Any, batch: dict[str, Tensor]) -> Iterator[dict[str, Tensor]]:
-    """The batch as `model` takes it; of one with features, `model` uses these instead of making its own."""
-    if _FEATURES not in batch:
-        yield batch
-        return
-    inputs = dict(batch)
-    features, layers = inputs.pop(_FEATURES), inputs.pop(_DEEPSTACK, ())
-    made = SimpleNamespace(pooler_output=[features], deepstack_features=[[layer] for layer in layers])
-    # not `mm_encoder_outputs`, which transformers has since 5.18 only
-    model.get_image_features = lambda *_, **__: made
-    try:
-        yield {**inputs, "pixel_values": features}  # asked whether there are some, and for nothing else
-    finally:
-        del model.get_image_features
+    @property
+    def _takes_features(self) -> bool:
+        """From transformers 5.18 on; a model before would leave the images out without a word."""
+        return "mm_encoder_outputs" in inspect.signature(type(self.unwrapped.model).forward).parameters

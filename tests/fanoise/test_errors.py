@@ -55,6 +55,13 @@ def test_a_reader_that_has_seen_enough_is_no_error(lines):
     assert process.returncode == 128 + 13
 
 
+def test_another_pipe_than_stdout_is_an_error(capsys):
+    with pytest.raises(SystemExit) as stop, cli_errors():
+        raise BrokenPipeError(32, "Broken pipe")
+    assert stop.value.code == 2
+    assert capsys.readouterr().err == "error: Broken pipe\n"
+
+
 def test_a_bug_keeps_its_traceback():
     with pytest.raises(ZeroDivisionError), cli_errors():
         _ = 1 // 0

@@ -252,7 +252,7 @@ def test_where_nothing_is_near_enough_the_best_score_is_named(built, embedder):
     assert searcher.search(**asked, min_score=best - 1e-3).notes == []
     answer = searcher.search(**asked, min_score=(best + 1) / 2)
     assert answer.hits == []
-    assert answer.notes == [f"no item has a similarity of {(best + 1) / 2:g}; the best one has {best:.4f}"]
+    assert answer.notes == [f"nothing found reaches a similarity of {(best + 1) / 2:g}; the best is {best:.6f}"]
     assert "best" not in "".join(searcher.search(text="a", where={"colour": "none"}, min_score=0.5).notes)
 
 

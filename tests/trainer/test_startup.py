@@ -49,7 +49,10 @@ def test_the_table_says_what_is_trained_how_it_is_cut_and_how_strong_the_noise_i
     total = sum(parameter.numel() for parameter in backbone.model.parameters())
     assert f"LoRA rank 8, alpha 16: {trained / 1e6:.2f} M parameters ({trained / total:.2%})" == found["trained"]
     assert found["backbone"].startswith("qwen2_vl, ") and found["backbone"].endswith(" M parameters, 32 dimensions")
-    assert found["batch"] == "64 pairs = 2 process(es) × 32, 4 chunk(s) of up to 8 a side, each run twice (GradCache)"
+    cut = "64 pairs = 2 process(es) × 32, 4 chunk(s) of up to 8 a side, each run twice (GradCache)"
+    assert found["batch"] == f"{cut}, but the image tower once"
+    for other in ({"reuse_image_features": False}, {"zero_stage": 3}):
+        assert describe(backbone, config(**other), processes=2)["batch"] == cut
     assert found["data"] == "320 pairs in 2 file(s), one file a batch, 2.00 epochs"
     assert "float32, ZeRO 1" in found["steps"]
     # 0.1 / (sqrt(32) 0.02) logits; 64 rows of 32 dimensions have rank 32
