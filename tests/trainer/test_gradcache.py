@@ -215,7 +215,8 @@ def test_second_pass_repeats_the_dropout_masks_of_the_first():
     assert torch.equal(torch.get_rng_state(), after), "what comes later draws as if there had been one pass"
 
 
-def test_what_is_frozen_is_worked_out_once_for_each_chunk():
+@pytest.mark.parametrize("chunk_size", [3, 8])
+def test_what_is_frozen_is_worked_out_once_for_each_chunk(chunk_size):
     """Its own dropout masks as well, and those that are drawn after it: the oracle keeps the graph of one pass."""
     torch.manual_seed(0)
     tower, rows = Tower(), {"query": torch.randn(8, 7).double(), "positive": torch.randn(8, 7).double()}
@@ -223,7 +224,7 @@ def test_what_is_frozen_is_worked_out_once_for_each_chunk():
     weight, calls = torch.randn(7, 5).double(), []
     objective = Objective(NoiseConfig(strength=0.5), temperature=0.2, seed=1)
     labels = Labels(torch.zeros(8, 8, dtype=torch.bool), torch.zeros(0, dtype=torch.long), (8,))
-    chunks = {name: [{"raw": part} for part in one.split(3)] for name, one in rows.items()}
+    chunks = {name: [{"raw": part} for part in one.split(chunk_size)] for name, one in rows.items()}
 
     def frozen(chunk: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         calls.append(chunk)
