@@ -132,9 +132,9 @@ class Backbone(ABC):
         batch = dict(processor(**inputs, return_tensors="pt", do_rescale=False, do_normalize=False))
         return {**batch, "pixel_values": batch["pixel_values"].to(torch.uint8)}
 
+    @abstractmethod
     def image_parameters(self) -> Iterator[nn.Parameter] | None:
-        """The weights that have a part in `with_features`; None for a backbone without it."""
-        return None
+        """The weights that have a part in `with_features`; None where that leaves every batch as it is."""
 
     @property
     def has_frozen_images(self) -> bool:
@@ -142,12 +142,12 @@ class Backbone(ABC):
         weights = self.image_parameters()
         return weights is not None and not any(weight.requires_grad for weight in weights)
 
+    @abstractmethod
     def with_features(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
         """A collated batch with what the image tower makes of pixels in their place; `forward` gives the same for it.
 
         Where those weights are not trained, once is enough for several passes.
         """
-        return batch
 
     def unpacked(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
         """A collated batch with images as the numbers that the model reads, bit for bit those of its processor.

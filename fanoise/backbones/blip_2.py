@@ -8,8 +8,11 @@ Published zero-shot results of BLIP-2 as an embedder are of something else: VLM2
 wrapper both take the states of the first query and of [CLS] before the projections, which no loss has ever compared.
 """
 
+from collections.abc import Iterator
+from itertools import chain
+
 import transformers
-from torch import Tensor
+from torch import Tensor, nn
 
 from fanoise.backbones.dual_encoder import DualEncoderBackbone, unit
 
@@ -38,6 +41,11 @@ class Blip2Backbone(DualEncoderBackbone):
     @property
     def context(self) -> int:
         return self.unwrapped.config.qformer_config.max_position_embeddings
+
+    def image_parameters(self) -> Iterator[nn.Parameter]:
+        model = self.unwrapped
+        parts = (model.vision_model, model.qformer, model.vision_projection)
+        return chain([model.query_tokens], *(part.parameters() for part in parts))
 
     def encode_text(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
         model = self.unwrapped

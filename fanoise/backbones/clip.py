@@ -1,6 +1,8 @@
 """CLIP (arXiv 2103.00020): the projected end-of-text state and the projected class token, compared by cosine."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import chain
 
 import transformers
 from torch import Tensor, nn
@@ -36,6 +38,9 @@ class CLIPBackbone(DualEncoderBackbone):
     @property
     def context(self) -> int:
         return self.unwrapped.config.text_config.max_position_embeddings
+
+    def image_parameters(self) -> Iterator[nn.Parameter]:
+        return chain(self.unwrapped.vision_model.parameters(), self.unwrapped.visual_projection.parameters())
 
     def encode_text(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
         return self.unwrapped.get_text_features(input_ids=input_ids, attention_mask=attention_mask).pooler_output

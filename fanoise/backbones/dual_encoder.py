@@ -26,6 +26,8 @@ from fanoise.backbones.base import Backbone, Example, plain, tokenizer_state
 from fanoise.errors import ConfigError
 from fanoise.pooling import Pooling
 
+_FEATURES = "image_features"
+"""[I, dim], what the image tower made of pixels, in a batch in their place."""
 _IMAGE_SETTINGS = (
     *("do_convert_rgb", "do_resize", "size", "resample", "do_center_crop", "crop_size"),
     *("do_rescale", "rescale_factor", "do_normalize", "image_mean", "image_std"),
@@ -148,13 +150,19 @@ class DualEncoderBackbone(Backbone):
         ids = self.processor.tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
         return [number for number in ids if number not in self._special_ids]
 
+    def with_features(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
+        if "pixel_values" not in batch:
+            return batch
+        others = {name: value for name, value in batch.items() if name != "pixel_values"}
+        return {**others, _FEATURES: self.encode_image(self.unpacked(batch)["pixel_values"])}
+
     def forward(self, batch: dict[str, Tensor], pooling: Pooling) -> Tensor:
-        batch = self.unpacked(batch)
+        batch = self.with_features(batch)
         parts = []
         if "input_ids" in batch:
             parts.append((batch["has_text"], self.encode_text(batch["input_ids"], batch["attention_mask"])))
-        if "pixel_values" in batch:
-            parts.append((batch["has_image"], self.encode_image(batch["pixel_values"])))
+        if _FEATURES in batch:
+            parts.append((batch["has_image"], batch[_FEATURES]))
         units = [unit(features) for _, features in parts]
         fused = units[0].new_zeros((len(batch["has_text"]), units[0].shape[1]))
         for (rows, _), vectors in zip(parts, units, strict=True):
