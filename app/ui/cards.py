@@ -22,7 +22,7 @@ _PORTRAIT = 0.85
 
 def render_column(arm: Arm, card: ArmCard, answer: Answer | None, moves: Sequence[Move] = ()) -> str:
     """The header of a side and, once there is an answer, its ranked cards."""
-    about = f"{_describe_noise(card.noise)} · {card.count:,} items · searched by {card.device}"
+    about = f"{_describe_noise(card.noise)} · {card.count:,} items · on {card.device}"
     head = (
         f'<header class="fa-head"><h2>{TITLES[arm]}</h2>'
         f'<p class="fa-model" title="the embedder">{escape(card.name)}</p>'

@@ -55,7 +55,7 @@ def test_catalogue_strings_cannot_become_markup() -> None:
 def test_a_side_says_how_many_items_it_has_and_what_searches_them() -> None:
     card = ArmCard(name="run", noise={}, count=1_234, device="CPU (no room on the <GPU>)")
     page = Page(render_column("fanoise", card, Answer([], LATENCY)))
-    assert "1,234 items · searched by CPU (no room on the <GPU>)" in page.text
+    assert "1,234 items · on CPU (no room on the <GPU>)" in page.text
 
 
 def test_a_card_shows_position_score_title_and_price() -> None:
