@@ -17,7 +17,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from fanoise.errors import InputError
-from index.where import Condition, Contains, In, Not, Range, as_number, conditions, spelled
+from index.where import Condition, Contains, In, Not, Range, as_number, conditions, spelled, unknown_field
 
 Kind = Literal["number", "flag", "text"]
 
@@ -60,9 +60,7 @@ class FieldFilter:
     def field(self, name: str) -> "Field":
         """Raises InputError for an unknown one, listing the known."""
         if name not in self._names:
-            raise InputError(
-                f"where: unknown field {name!r}; the fields of this index are: {', '.join(self._names) or 'none'}"
-            )
+            raise unknown_field(name, self._names, said_of="where: ")
         if name not in self._fields:  # two threads may both do this once, with the same result
             self._fields[name] = Field(name, self._column(name))
         return self._fields[name]

@@ -13,7 +13,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from fanoise.errors import InputError
+from index.where import unknown_field
 
 COLUMNS = ("row", "id", "text", "image", "thumbnail_sha256", "content_sha256")
 _SHA256 = r"^[0-9a-f]{64}$"
@@ -115,8 +115,7 @@ class Items:
     def column(self, name: str) -> pa.Array:
         """A field of all rows. Raises InputError for an unknown one."""
         if name not in self.field_names:
-            known = ", ".join(self.field_names) or "none"
-            raise InputError(f"unknown field {name!r}; the fields of this index are: {known}")
+            raise unknown_field(name, self.field_names)
         assert self.fields is not None
         return self.fields.field(name)
 

@@ -11,7 +11,7 @@ import pyarrow as pa
 from fanoise.errors import InputError
 from index.filters import Field, FieldFilter
 from index.items import Items
-from index.where import Condition, conditions
+from index.where import Condition, conditions, unknown_field
 
 _KEPT = 16
 
@@ -91,8 +91,7 @@ def _select(filter: FieldFilter, live: np.ndarray, key: _Key) -> Selection:
 
 def _number_groups(items: Items, name: str) -> np.ndarray:
     if name not in items.field_names:
-        known = ", ".join(items.field_names) or "none"
-        raise InputError(f"group_by: unknown field {name!r}; the fields of this index are: {known}")
+        raise unknown_field(name, items.field_names, said_of="group_by: ")
     field = Field(name, items.column(name))
     if field.is_list:
         raise InputError(f"group_by: the field {name!r} holds lists; group by one with a single value")

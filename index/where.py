@@ -22,6 +22,7 @@ import re
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from difflib import get_close_matches
 from typing import Any
 
 from fanoise.errors import InputError
@@ -104,6 +105,15 @@ def written_where(where: Mapping[str, Any]) -> list[str]:
             else:
                 pairs += [f"{name}{'=' if isinstance(one, In) else '!='}{value}" for value in one.values]
     return pairs
+
+
+def unknown_field(name: str, known: Sequence[str], *, said_of: str = "") -> InputError:
+    """The error for a field that an index has not; `said_of` names the option, as in "where: "."""
+    near = get_close_matches(name, known, n=1)
+    hint = f"; did you mean {near[0]!r}?" if near else "; an id is no field" if name == "id" else ""
+    return InputError(
+        f"{said_of}unknown field {name!r}; the fields of this index are: {', '.join(known) or 'none'}{hint}"
+    )
 
 
 def spelled(value: Any) -> str:

@@ -24,7 +24,7 @@ import pyarrow.compute as pc
 from fanoise.errors import InputError
 from index.backends.folding import MARK, fold, marked
 from index.items import field_names, json_value
-from index.where import as_number, spelled
+from index.where import as_number, spelled, unknown_field
 
 Kind = Literal["int", "float", "bool", "text", "list"]
 
@@ -110,8 +110,7 @@ class Layout:
         for field in self.fields:
             if field.name == name:
                 return field
-        known = ", ".join(field.name for field in self.fields) or "none"
-        raise InputError(f"{said_of}unknown field {name!r}; the fields of this index are: {known}")
+        raise unknown_field(name, [field.name for field in self.fields], said_of=said_of)
 
     def outputs(self) -> list[str]:
         """The columns that a hit is made of."""

@@ -125,6 +125,8 @@ def test_random_conditions_equal_a_loop_over_the_rows():
         ({"sale": {"min": 0}}, "where sale>=0: the field 'sale' holds flags, which have no order; use ="),
         ({"price": {"contains": "2"}}, r"where price\*=2: the field 'price' holds numbers, and only text"),
         ({"colour": "red"}, "unknown field 'colour'; the fields of this index are: price, stock"),
+        ({"prize": 3}, r"price, stock.*; did you mean 'price'\?"),
+        ({"id": "a"}, "; an id is no field"),
     ],
 )
 def test_a_condition_that_does_not_suit_the_field_is_refused(filter, where, message):
