@@ -17,7 +17,19 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from fanoise.errors import InputError
-from index.where import Condition, Contains, In, Not, Range, as_number, conditions, spelled, unknown_field
+from index.where import (
+    COMPARED_AS_TEXT,
+    Condition,
+    Contains,
+    In,
+    Not,
+    Range,
+    as_number,
+    conditions,
+    has_numbers,
+    spelled,
+    unknown_field,
+)
 
 Kind = Literal["number", "flag", "text"]
 
@@ -110,10 +122,7 @@ class Field:
             unknown = [value for value in condition.values if not self._equal([value]).any()]
             return [f"no item has {self.name} {self._quoted(value)}{self._instead(value)}" for value in unknown]
         if isinstance(condition, Range) and (odd := self._not_a_number(condition)) is not None:
-            return [
-                f"{self.name} is compared as text, in which '10' comes before '9': some of it is no number, "
-                f"for example {odd!r}"
-            ]
+            return [f"{self.name} {COMPARED_AS_TEXT}, for example {odd!r}"]
         if self.mask(condition).any():
             return []
         if isinstance(condition, Contains):
@@ -170,7 +179,7 @@ class Field:
 
     def _not_a_number(self, condition: Range) -> str | None:
         """A text among numbers, because of which bounds that are numbers too are compared as text."""
-        if self._numbers is not None or not any(as_number(end) for end in (condition.min, condition.max) if end):
+        if self._numbers is not None or not has_numbers(condition):
             return None
         texts = self.distinct.slice(0, _MOST_COMPARED).to_pylist()
         odd = [text for text in texts if as_number(text) is None]

@@ -107,6 +107,14 @@ def written_where(where: Mapping[str, Any]) -> list[str]:
     return pairs
 
 
+COMPARED_AS_TEXT = "is compared as text, in which '10' comes before '9': some of it is no number"
+
+
+def has_numbers(bounds: Range) -> bool:
+    """Whether an end of the range spells a number, so that numbers are meant."""
+    return any(as_number(end) is not None for end in (bounds.min, bounds.max) if end)
+
+
 def unknown_field(name: str, known: Sequence[str], *, said_of: str = "") -> InputError:
     """The error for a field that an index has not; `said_of` names the option, as in "where: "."""
     near = get_close_matches(name, known, n=1)

@@ -54,6 +54,8 @@ class Field:
     """Place of the number, for bounds."""
     is_numeric: bool = False
     """Whether the members of a list are numbers."""
+    is_mixed: bool = False
+    """Whether some texts spell numbers, and others do not."""
 
     @property
     def exists(self) -> str:
@@ -211,7 +213,8 @@ def _field(name: str, number: int, column: pa.Array, taken: set[str], *, in_othe
     spells = [as_number(text) for text in column.drop_null().unique().to_pylist() if text]
     is_number = bool(spells) and None not in spells
     place = "" if not is_number else other("n") if in_other else f"n_{own[2:]}"
-    return Field(name, "text", own, own, folded, place)
+    is_mixed = None in spells and any(number is not None for number in spells)
+    return Field(name, "text", own, own, folded, place, is_mixed=is_mixed)
 
 
 def _check_ids(ids: pa.ChunkedArray) -> None:

@@ -33,6 +33,7 @@ def make_row(i: int) -> dict[str, Any]:
         "about": {"maker": f"m{i % 2}"},
         "item": f"p{i // 7}" if i % 9 else None,
         "like": "yes",
+        "fit": ["9", "10", "wide"][i % 3],
         "naïve name": i % 2,
     }
 

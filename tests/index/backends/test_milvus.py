@@ -192,6 +192,14 @@ def test_notes_name_values_that_no_item_has(filled, folder, where, notes):
     assert [note.partition(";")[0] for note in folder.notes(where)] == notes
 
 
+@pytest.mark.parametrize("name", ["fit", "size", "made"])
+def test_bounds_that_are_compared_as_text_are_named(filled, folder, name):
+    notes, expected = (backend.notes({name: {"min": "9"}}) for backend in (filled, folder))
+    said = "fit is compared as text, in which '10' comes before '9': some of it is no number"
+    assert [note for note in notes if "compared" in note] == [said] * (name == "fit")
+    assert [note.partition(", for example")[0] for note in expected if "compared" in note] == [said] * (name == "fit")
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
