@@ -143,11 +143,18 @@ class Backbone(ABC):
         return weights is not None and not any(weight.requires_grad for weight in weights)
 
     @abstractmethod
+    def image_features(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
+        """What the image tower makes of an unpacked batch with pixels, by the names that `forward` knows."""
+
     def with_features(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
         """A collated batch with what the image tower makes of pixels in their place; `forward` gives the same for it.
 
         Where those weights are not trained, once is enough for several passes.
         """
+        if "pixel_values" not in batch or self.image_parameters() is None:
+            return batch
+        others = {name: value for name, value in batch.items() if name != "pixel_values"}
+        return others | self.image_features(self.unpacked(batch))
 
     def unpacked(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
         """A collated batch with images as the numbers that the model reads, bit for bit those of its processor.

@@ -150,11 +150,8 @@ class DualEncoderBackbone(Backbone):
         ids = self.processor.tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
         return [number for number in ids if number not in self._special_ids]
 
-    def with_features(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
-        if "pixel_values" not in batch:
-            return batch
-        others = {name: value for name, value in batch.items() if name != "pixel_values"}
-        return {**others, _FEATURES: self.encode_image(self.unpacked(batch)["pixel_values"])}
+    def image_features(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
+        return {_FEATURES: self.encode_image(batch["pixel_values"])}
 
     def forward(self, batch: dict[str, Tensor], pooling: Pooling) -> Tensor:
         batch = self.with_features(batch)

@@ -202,12 +202,9 @@ class Phi3VBackbone(TokenBackbone):
     def image_parameters(self) -> Iterator[nn.Parameter]:
         return self.unwrapped.model.vision_embed_tokens.parameters()
 
-    def with_features(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
-        if "pixel_values" not in batch:
-            return batch
-        others = {name: value for name, value in batch.items() if name != "pixel_values"}
+    def image_features(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
         embed = self.unwrapped.model.vision_embed_tokens
-        return {**others, "image_features": embed(batch["pixel_values"], batch["image_sizes"])}
+        return {"image_features": embed(batch["pixel_values"], batch["image_sizes"])}
 
     def hidden_states(self, batch: dict[str, Tensor]) -> Tensor:
         return self.unwrapped.hidden_states(**batch)

@@ -43,15 +43,13 @@ class UpstreamTokenBackbone(TokenBackbone):
     def image_parameters(self) -> Iterator[nn.Parameter] | None:
         return self.image_weights if self._takes_features else None
 
-    def with_features(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
-        if "pixel_values" not in batch or not self._takes_features:
-            return batch
-        pixels = self.unpacked(batch)["pixel_values"]
-        found = self.unwrapped.model.get_image_features(pixels, batch[self.layout_key], return_dict=True)
+    def image_features(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
+        model = self.unwrapped.model
+        found = model.get_image_features(batch["pixel_values"], batch[self.layout_key], return_dict=True)
         features = {_FEATURES: torch.cat(list(found.pooler_output))}
         if (layers := getattr(found, "deepstack_features", None)) is not None:
             features[_DEEPSTACK] = torch.stack([torch.cat(list(layer)) for layer in layers])
-        return {name: value for name, value in batch.items() if name != "pixel_values"} | features
+        return features
 
     def hidden_states(self, batch: dict[str, Tensor]) -> Tensor:
         inputs: dict[str, Any] = dict(self.unpacked(batch))

@@ -6,7 +6,6 @@ leaves its processes behind when this one is killed; torch's DataLoader, too, en
 
 import multiprocessing
 import os
-import pickle
 import signal
 import threading
 import time
@@ -14,13 +13,13 @@ import traceback
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from multiprocessing.connection import Connection
+from multiprocessing.reduction import ForkingPickler
 from queue import SimpleQueue
 from types import TracebackType
 from typing import Any, Generic, Self, TypeVar
 
+import numpy as np
 import torch
-
-from index.encoding.pipe import receive, send
 
 Row = TypeVar("Row")
 Result = TypeVar("Result")
@@ -132,7 +131,7 @@ class _Failure:
     def __init__(self, error: Exception) -> None:
         self.traceback = traceback.format_exc()
         try:
-            self.error = pickle.loads(pickle.dumps(error))  # ours, not read from anywhere: a rehearsal
+            self.error = ForkingPickler.loads(ForkingPickler.dumps(error))  # as the connection will do
         except Exception:  # an error need not survive the way to another process
             self.error = RuntimeError(f"{type(error).__name__}: {error}")
 
@@ -163,7 +162,7 @@ class _Process:
                 self.end()
                 self._connection.close()
                 raise _Dead(f"took more than {limit} s")
-            answer = receive(self._connection)
+            answer = self._connection.recv()
         except (EOFError, OSError) as error:
             with _forking:  # whose start looks after children as well: of two that wait for one, one learns nothing
                 self._process.join(_SECONDS_TO_DIE)
@@ -189,6 +188,9 @@ def _serve(work: Callable[[Any], Any], connection: Connection, parent: int) -> N
     os.nice(19)  # a model whose threads wait for one that was interrupted loses more than a worker gains
     torch.set_num_threads(1)  # the cores belong to the model, and OpenMP's threads do not survive a fork
     threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
+    # torch would put tensors into /dev/shm. Containers have 64 MB of that, a few batches; where it is full, the process
+    # that prepares a batch dies, and its rows would be taken for damaged
+    ForkingPickler.register(torch.Tensor, _as_bytes)
     while True:
         try:
             rows = connection.recv()
@@ -198,7 +200,17 @@ def _serve(work: Callable[[Any], Any], connection: Connection, parent: int) -> N
             answer = work(rows)
         except Exception as error:
             answer = _Failure(error)
-        send(connection, answer)
+        connection.send(answer)
+
+
+def _as_bytes(tensor: torch.Tensor) -> tuple[Any, ...]:
+    """How a tensor goes through the connection: NumPy has not all of torch's types, but bytes."""
+    flat = tensor.detach().contiguous().reshape(-1)
+    return _from_bytes, (flat.view(torch.uint8).numpy(), flat.dtype, tensor.shape)
+
+
+def _from_bytes(data: np.ndarray, dtype: torch.dtype, shape: torch.Size) -> torch.Tensor:
+    return torch.from_numpy(data).view(dtype).reshape(shape)
 
 
 def _end_with(parent: int) -> None:
