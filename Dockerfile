@@ -1,9 +1,11 @@
-# CPU:   docker build -t fanoise .
+# CPU:   docker build -t fanoise --build-arg PIP_EXTRA_INDEX_URL=… .    with the address of PyTorch's CPU builds
 # CUDA:  docker build -t fanoise --build-arg REQUIREMENTS=requirements-gpu.txt .
+# The address stands on pytorch.org/get-started; without it PyPI's torch brings 3 GB of CUDA on Linux, which do no harm.
 # Run:   docker run -p 7860:7860 -v fanoise-runs:/app/runs fanoise
 #        docker run --gpus all … where the image was built for CUDA
 FROM python:3.12-slim
 ARG REQUIREMENTS=requirements.txt
+ARG PIP_EXTRA_INDEX_URL
 
 # DeepSpeed compiles small extensions at run time
 RUN apt-get update && apt-get install -y --no-install-recommends g++ make && rm -rf /var/lib/apt/lists/*

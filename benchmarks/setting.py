@@ -103,7 +103,10 @@ class Training:
 
     def step(self, batch: StepBatch, objective: Objective) -> dict[str, Any]:
         """Forward, gather, loss, backward, update, and the row of metrics."""
-        return train_step(self.engine, objective, batch, self.device, views=False, spectrum=False)
+        keep = self.config.keeps_image_features
+        return train_step(
+            self.engine, objective, batch, self.device, views=False, spectrum=False, keep_image_features=keep
+        )
 
 
 class LossStage:

@@ -256,6 +256,12 @@ class RunConfig:
                 "give one for each, or leave them out"
             )
 
+    @property
+    def keeps_image_features(self) -> bool:
+        """Whether `reuse_image_features` holds at this stage of ZeRO."""
+        # ZeRO 3 fetches weights in the order of the pass before, in which the image tower would be missing
+        return self.reuse_image_features and self.zero_stage < 3
+
     def needs_complete_batches(self, processes: int) -> bool:
         """Whether every process must run every part of the model in every call, images or not.
 

@@ -69,7 +69,7 @@ def describe_run(
     how = f"{'DoRA' if lora.dora else 'LoRA'} rank {lora.rank}, alpha {lora.alpha}" if lora.enabled else "everything"
     mixing = "one file a batch" if config.data.sub_batch_size is None else f"{config.data.sub_batch_size} of a file"
     passes = "each run once" if chunks == 1 else "each run twice (GradCache)"
-    if chunks > 1 and config.reuse_image_features and config.zero_stage < 3 and backbone.has_frozen_images:
+    if chunks > 1 and config.keeps_image_features and backbone.has_frozen_images:
         passes += ", but the image tower once"
     lines = {
         "run": str(config.output_dir),

@@ -3,7 +3,6 @@
 import math
 import resource
 import sys
-from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
@@ -15,7 +14,7 @@ from fanoise.distributed import gather_rows, rank
 from fanoise.errors import TrainingError
 from fanoise.noise import decompose, noise_energy, noise_in_logits
 from trainer.batches import StepBatch
-from trainer.gradcache import ModelBatch, gradcache_backward
+from trainer.gradcache import gradcache_backward
 from trainer.objective import Labels, Objective
 
 _MOST_ROWS = 2048
@@ -51,14 +50,14 @@ def train_step(
     *,
     views: bool,
     spectrum: bool,
-    reuse_image_features: bool = True,
+    keep_image_features: bool,
 ) -> dict[str, Any]:
     """Gradient and update, unless one of them is not finite; returns the step's row of `metrics.jsonl`.
 
     Args:
         views: encode the queries twice, for `loss.dropout_pairs`.
         spectrum: add what costs an eigendecomposition to the row.
-        reuse_image_features: see `RunConfig`.
+        keep_image_features: see `RunConfig`.
         batch: with at least one row on every process.
     Raises: TrainingError where there is nothing to tell apart.
     """
@@ -82,18 +81,12 @@ def train_step(
     sides = {"query": batch.query, "positive": batch.positive, "negative": batch.negative}
     if views:
         sides["view"] = batch.query
-    frozen = frozen_part(engine) if reuse_image_features else None
+    module = engine.module
+    frozen = module.with_features if keep_image_features and module.has_frozen_images else None
     loss = float(gradcache_backward(engine, sides, loss_of, frozen=frozen))
     lr = engine.get_lr()[0]
     norm = update(engine) if math.isfinite(loss) else math.nan
     return {"step": batch.step, "loss": loss, "lr": lr, "grad_norm": norm, "memory_gib": _memory_gib(device), **stats}
-
-
-def frozen_part(engine: Any) -> Callable[[ModelBatch], ModelBatch] | None:
-    """What turns the images of a chunk into features, where that needs no trained weight: adapters on the text side."""
-    # ZeRO 3 fetches weights in the order of the pass before, in which the image tower would be missing
-    is_frozen = engine.module.has_frozen_images and engine.zero_optimization_stage() < 3
-    return engine.module.with_features if is_frozen else None
 
 
 def update(engine: Any) -> float:

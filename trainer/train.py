@@ -151,7 +151,7 @@ def _train_in(
                 device,
                 views=config.loss.dropout_pairs > 0,
                 spectrum=step % config.log_spectrum_every == 0 or step == 1,
-                reuse_image_features=config.reuse_image_features,
+                keep_image_features=config.keeps_image_features,
             )
             seconds, before = time.perf_counter() - before, time.perf_counter()
             row["seconds"] = round(seconds, 4)

@@ -132,15 +132,20 @@ class Backbone(ABC):
         batch = dict(processor(**inputs, return_tensors="pt", do_rescale=False, do_normalize=False))
         return {**batch, "pixel_values": batch["pixel_values"].to(torch.uint8)}
 
+    @property
     @abstractmethod
-    def image_parameters(self) -> Iterator[nn.Parameter] | None:
-        """The weights that have a part in `with_features`; None where that leaves every batch as it is."""
+    def image_parameters(self) -> Iterator[nn.Parameter]:
+        """The weights that have a part in `image_features`."""
+
+    @property
+    def takes_features(self) -> bool:
+        """Whether `forward` knows what `image_features` makes; else `with_features` leaves every batch as it is."""
+        return True
 
     @property
     def has_frozen_images(self) -> bool:
-        """Whether there is such a thing, and none of those weights is trained."""
-        weights = self.image_parameters()
-        return weights is not None and not any(weight.requires_grad for weight in weights)
+        """Whether `with_features` makes something that no trained weight has a part in."""
+        return self.takes_features and not any(weight.requires_grad for weight in self.image_parameters)
 
     @abstractmethod
     def image_features(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -151,7 +156,7 @@ class Backbone(ABC):
 
         Where those weights are not trained, once is enough for several passes.
         """
-        if "pixel_values" not in batch or self.image_parameters() is None:
+        if "pixel_values" not in batch or not self.takes_features:
             return batch
         others = {name: value for name, value in batch.items() if name != "pixel_values"}
         return others | self.image_features(self.unpacked(batch))

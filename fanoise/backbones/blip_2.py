@@ -42,6 +42,7 @@ class Blip2Backbone(DualEncoderBackbone):
     def context(self) -> int:
         return self.unwrapped.config.qformer_config.max_position_embeddings
 
+    @property
     def image_parameters(self) -> Iterator[nn.Parameter]:
         model = self.unwrapped
         parts = (model.vision_model, model.qformer, model.vision_projection)

@@ -39,6 +39,7 @@ class CLIPBackbone(DualEncoderBackbone):
     def context(self) -> int:
         return self.unwrapped.config.text_config.max_position_embeddings
 
+    @property
     def image_parameters(self) -> Iterator[nn.Parameter]:
         return chain(self.unwrapped.vision_model.parameters(), self.unwrapped.visual_projection.parameters())
 

@@ -106,7 +106,7 @@ class LlavaNextBackbone(UpstreamTokenBackbone):
         return _pairs(self.processor.image_processor.image_grid_pinpoints)
 
     @property
-    def image_weights(self) -> Iterator[nn.Parameter]:
+    def image_parameters(self) -> Iterator[nn.Parameter]:
         model = self.unwrapped.model
         return chain(model.vision_tower.parameters(), model.multi_modal_projector.parameters(), [model.image_newline])
 

@@ -199,6 +199,7 @@ class Phi3VBackbone(TokenBackbone):
     def clean_text(self, text: str) -> str:
         return super().clean_text(_IMAGE_TAG.sub(" ", text))
 
+    @property
     def image_parameters(self) -> Iterator[nn.Parameter]:
         return self.unwrapped.model.vision_embed_tokens.parameters()
 

@@ -115,7 +115,7 @@ class QwenVLBackbone(UpstreamTokenBackbone):
         return image.resize((across * side, most // across * side), Image.Resampling.BICUBIC)
 
     @property
-    def image_weights(self) -> Iterator[nn.Parameter]:
+    def image_parameters(self) -> Iterator[nn.Parameter]:
         return self.unwrapped.model.visual.parameters()
 
 

@@ -4,8 +4,6 @@ Their model makes features of pixels in `get_image_features`, and puts them in t
 """
 
 import inspect
-from abc import abstractmethod
-from collections.abc import Iterator
 from typing import Any, ClassVar
 
 import torch
@@ -36,12 +34,9 @@ class UpstreamTokenBackbone(TokenBackbone):
         return self.unwrapped.model.language_model
 
     @property
-    @abstractmethod
-    def image_weights(self) -> Iterator[nn.Parameter]:
-        """The weights of the vision tower, and of all that comes before the language tower."""
-
-    def image_parameters(self) -> Iterator[nn.Parameter] | None:
-        return self.image_weights if self._takes_features else None
+    def takes_features(self) -> bool:
+        """From transformers 5.18 on; a model before would leave the images out without a word."""
+        return "mm_encoder_outputs" in inspect.signature(type(self.unwrapped.model).forward).parameters
 
     def image_features(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
         model = self.unwrapped.model
@@ -59,8 +54,3 @@ class UpstreamTokenBackbone(TokenBackbone):
             inputs["mm_encoder_outputs"] = {"image": made}
         # `.model` skips the LM head; its last hidden state is after the final norm, unlike `hidden_states[-1]`
         return self.unwrapped.model(**inputs, use_cache=False).last_hidden_state
-
-    @property
-    def _takes_features(self) -> bool:
-        """From transformers 5.18 on; a model before would leave the images out without a word."""
-        return "mm_encoder_outputs" in inspect.signature(type(self.unwrapped.model).forward).parameters

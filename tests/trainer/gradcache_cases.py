@@ -7,6 +7,7 @@ after the other. The pairs are always the same 10.
 
 import json
 import sys
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -26,10 +27,9 @@ from fanoise.noise import NoiseConfig
 from trainer.config import DataConfig, LoraConfig, LossConfig, ModelConfig, OptimizerConfig, RunConfig
 from trainer.engine import init_process_group, make_engine, resolve_dtype
 from trainer.full_state import full_tensors
-from trainer.gradcache import Side, gradcache_backward
+from trainer.gradcache import ModelBatch, Side, gradcache_backward
 from trainer.objective import Labels, Objective
 from trainer.startup import add_lora
-from trainer.step import frozen_part
 
 WORDS = ("red", "blue", "green", "yellow", "black")
 DEFAULTS = {
@@ -134,18 +134,22 @@ def run(job: dict[str, Any], base: str, out: Path) -> None:
         if model["only_weights"]:
             embedder.module.float()
     engine = None if job["oracle"] else make_engine(embedder.module, config)
+    module = embedder.module
+    frozen = module.with_features if config.keeps_image_features and module.has_frozen_images else None
     for name, settings in job["batches"].items():
         batch = Batch(**settings)
         if engine is None:
             found = oracle(embedder, batch, by_chunk=model["dropout"] > 0)
         else:
-            found = cached(engine, embedder, batch)
+            found = cached(engine, embedder, batch, frozen)
         if rank() == 0:
             found = {key: value.detach().float().clone() for key, value in found.items()}
             save_file(found, out / f"{job['name']}, {name}.safetensors")
 
 
-def cached(engine: Any, embedder: Embedder, batch: Batch) -> dict[str, Tensor]:
+def cached(
+    engine: Any, embedder: Embedder, batch: Batch, frozen: Callable[[ModelBatch], ModelBatch] | None
+) -> dict[str, Tensor]:
     """AdamW's first mean starts at zero and takes a tenth of the gradient: it is what the optimiser really received."""
     for state in engine.optimizer.state.values():
         state["exp_avg"].zero_()
@@ -153,8 +157,9 @@ def cached(engine: Any, embedder: Embedder, batch: Batch) -> dict[str, Tensor]:
         group["lr"] = 0.0  # the next batch finds the same model
     owners = gather_rows(batch.owners(rank()))
     torch.manual_seed(rank())
-    sides, frozen = batch.chunked(embedder, rank()), frozen_part(engine)
-    loss = gradcache_backward(engine, sides, lambda gathered: batch.loss(gathered, owners), frozen=frozen)
+    loss = gradcache_backward(
+        engine, batch.chunked(embedder, rank()), lambda gathered: batch.loss(gathered, owners), frozen=frozen
+    )
     engine.step()
     return {"loss": loss.reshape(1)} | {name: mean / 0.1 for name, mean in full_tensors(engine, "exp_avg")}
 

@@ -11,13 +11,9 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from fanoise.embedder import Embedder
 from fanoise.noise import NoiseConfig
-from trainer.config import LoraConfig
 from trainer.gradcache import Side, gradcache_backward
 from trainer.objective import Labels, Objective
-from trainer.startup import add_lora
-from trainer.step import frozen_part
 
 ROOT = Path(__file__).parents[2]
 EVEN = [[0, 1, 2, 3, 4], [5, 6, 7, 8, 9]]
@@ -188,36 +184,9 @@ def test_gradients_are_exact_to_float64_at_the_papers_temperature(chunk_size):
         assert torch.allclose(parameter.grad, gradient, rtol=1e-11, atol=1e-11)
 
 
-def test_second_pass_repeats_the_dropout_masks_of_the_first():
-    """The oracle keeps the graph of the first pass: the same chunks, the same random state, one backward."""
-    torch.manual_seed(0)
-    tower, x, y = Tower(), torch.randn(8, 5).double(), torch.randn(8, 5).double()
-    tower.layers.insert(2, torch.nn.Dropout(0.5))
-    objective = Objective(NoiseConfig(strength=0.5), temperature=0.2, seed=1)
-    labels = Labels(torch.zeros(8, 8, dtype=torch.bool), torch.zeros(0, dtype=torch.long), (8,))
-    chunks = {name: [{"x": part} for part in rows.split(3)] for name, rows in (("query", x), ("positive", y))}
-
-    torch.manual_seed(7)
-    embedded = {name: torch.cat([tower(chunk) for chunk in parts]) for name, parts in chunks.items()}
-    objective.loss(embedded["query"], embedded["positive"], labels, step=1).backward()
-    expected = [parameter.grad.clone() for parameter in tower.parameters()]
-    after = torch.get_rng_state()
-
-    tower.zero_grad()
-    torch.manual_seed(7)
-    gradcache_backward(
-        PlainEngine(tower),
-        {name: Side(parts) for name, parts in chunks.items()},
-        lambda found: objective.loss(found["query"], found["positive"], labels, step=1),
-    )
-    for parameter, gradient in zip(tower.parameters(), expected, strict=True):
-        assert torch.allclose(parameter.grad, gradient, rtol=1e-11, atol=1e-11)
-    assert torch.equal(torch.get_rng_state(), after), "what comes later draws as if there had been one pass"
-
-
 @pytest.mark.parametrize("chunk_size", [3, 8])
-def test_what_is_frozen_is_worked_out_once_for_each_chunk(chunk_size):
-    """Its own dropout masks as well, and those that are drawn after it: the oracle keeps the graph of one pass."""
+def test_masks_are_those_of_one_pass_and_what_is_frozen_is_worked_out_once(chunk_size):
+    """The oracle keeps the graph of a single pass: the same chunks, the same random state, one backward."""
     torch.manual_seed(0)
     tower, rows = Tower(), {"query": torch.randn(8, 7).double(), "positive": torch.randn(8, 7).double()}
     tower.layers.insert(2, torch.nn.Dropout(0.5))
@@ -234,6 +203,7 @@ def test_what_is_frozen_is_worked_out_once_for_each_chunk(chunk_size):
     embedded = {name: torch.cat([tower(frozen(chunk)) for chunk in parts]) for name, parts in chunks.items()}
     objective.loss(embedded["query"], embedded["positive"], labels, step=1).backward()
     expected = [parameter.grad.clone() for parameter in tower.parameters()]
+    after = torch.get_rng_state()
 
     tower.zero_grad()
     calls.clear()
@@ -247,16 +217,4 @@ def test_what_is_frozen_is_worked_out_once_for_each_chunk(chunk_size):
     assert calls == [*chunks["query"], *chunks["positive"]]
     for parameter, gradient in zip(tower.parameters(), expected, strict=True):
         assert torch.allclose(parameter.grad, gradient, rtol=1e-11, atol=1e-11)
-
-
-@pytest.mark.parametrize(
-    ("lora", "stage", "is_frozen"), [(True, 0, True), (True, 2, True), (True, 3, False), (False, 0, False)]
-)
-def test_the_image_tower_is_frozen_under_adapters_but_not_for_zero_3(tiny_base, lora, stage, is_frozen):
-    embedder = Embedder.from_pretrained(tiny_base, device="cpu")
-    if lora:
-        add_lora(embedder.backbone, LoraConfig(enabled=True))
-        embedder = Embedder(embedder.backbone, embedder.spec, path=tiny_base, device="cpu")
-    engine = PlainEngine(embedder.module)
-    engine.zero_optimization_stage = lambda: stage
-    assert (frozen_part(engine) is not None) == is_frozen
+    assert torch.equal(torch.get_rng_state(), after), "what comes later draws as if there had been one pass"

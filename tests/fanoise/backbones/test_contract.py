@@ -278,13 +278,13 @@ def test_features_in_place_of_pixels_give_the_same_to_the_bit(backbone):
         assert torch.equal(backbone.forward(found, backbone.poolings[0]), expected)
         assert torch.equal(backbone.forward(batch, backbone.poolings[0]), expected), "and pixels do as before"
     assert batch.keys() == before.keys()
-    assert ("pixel_values" in found) == (backbone.image_parameters() is None)
+    assert ("pixel_values" in found) == (not backbone.takes_features)
     texts = backbone.collate(EXAMPLES[:1], max_tokens=512)
     assert backbone.with_features(texts).keys() == texts.keys()
 
 
 def test_features_depend_on_all_the_image_parameters_and_on_no_other(own):
-    named = {id(weight) for weight in own.image_parameters()}
+    named = {id(weight) for weight in own.image_parameters}
     batch = own.collate(EXAMPLES, max_tokens=512)
     made = [value for key, value in own.with_features(batch).items() if key not in batch]
     sum(value.float().square().sum() for value in made).backward()
@@ -293,8 +293,9 @@ def test_features_depend_on_all_the_image_parameters_and_on_no_other(own):
     # without a path to the features: the last layers of towers that are read before them, and their last norm
     unread = {name for name, weight in own.unwrapped.named_parameters() if id(weight) in named - reached}
     assert all("layer" in name or "norm" in name or "cls" in name.lower() for name in unread), unread
+    assert not own.has_frozen_images
     adapted(own)
-    assert own.has_frozen_images == (not any(weight.requires_grad for weight in own.image_parameters()))
+    assert own.has_frozen_images == (not any(weight.requires_grad for weight in own.image_parameters))
 
 
 # loading and saving
