@@ -1,8 +1,14 @@
-"""Settings of a whole process that every command wants before torch is imported."""
+"""Settings of a whole process: of every command, before torch is imported, and of those that it forks."""
 
 import logging
 import os
 import warnings
+from multiprocessing.reduction import ForkingPickler
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import numpy as np
+    import torch
 
 
 def prepare_process() -> None:
@@ -29,3 +35,43 @@ def settle_accelerator() -> None:
 
     if not torch.cuda.is_available():
         os.environ.setdefault("DS_ACCELERATOR", "cpu")
+
+
+def settle_worker(*, shared_memory: bool) -> None:
+    """Fit a forked process to prepare batches for the one that runs the model. Imports torch.
+
+    It gets one thread: the cores belong to the model, and OpenMP's threads do not survive a fork. Containers have 64 MB
+    of shared memory, a few batches; where it is full, torch loses the batch and its DataLoader waits for ever. So what
+    finds no room there goes through the pipe as bytes, ten times as slow.
+
+    Args:
+        shared_memory: whether tensors go there at all. Those of a process that may be killed at any time should not.
+    """
+    import torch
+
+    torch.set_num_threads(1)
+    ForkingPickler.register(torch.Tensor, _in_shared_memory if shared_memory else _as_bytes)
+
+
+def _in_shared_memory(tensor: "torch.Tensor") -> tuple[Any, ...]:
+    from torch.multiprocessing.reductions import reduce_tensor
+
+    try:
+        tensor.share_memory_()
+    except RuntimeError:  # no room
+        return _as_bytes(tensor)
+    return reduce_tensor(tensor)
+
+
+def _as_bytes(tensor: "torch.Tensor") -> tuple[Any, ...]:
+    """NumPy has not all of torch's types, but bytes."""
+    import torch
+
+    flat = tensor.detach().contiguous().reshape(-1)
+    return _from_bytes, (flat.view(torch.uint8).numpy(), flat.dtype, tensor.shape)
+
+
+def _from_bytes(data: "np.ndarray", dtype: "torch.dtype", shape: "torch.Size") -> "torch.Tensor":
+    import torch
+
+    return torch.from_numpy(data).view(dtype).reshape(shape)

@@ -14,6 +14,7 @@ from fanoise.catalog import Item
 from fanoise.embedder import Embedder, Role
 from fanoise.errors import ConfigError, FANoiseError, ImageError, TrainingError
 from fanoise.images import open_image
+from fanoise.process import settle_worker
 from trainer.config import RunConfig
 from trainer.epochs import Epochs
 from trainer.gradcache import Side
@@ -227,7 +228,7 @@ def step_loader(batches: StepBatches, *, first_step: int, last_step: int, worker
         num_workers=workers,
         prefetch_factor=2 if workers else None,  # a batch of a thousand pictures takes gigabytes
         multiprocessing_context="fork" if workers else None,  # neither processor nor tables need be pickled
-        worker_init_fn=_single_thread if workers else None,
+        worker_init_fn=_settle if workers else None,
     )
     try:
         for batch in loader:
@@ -262,8 +263,8 @@ def _length(item: Item, max_pixels: int | None) -> float:
     return len(item.text or "") / _CHARACTERS_A_TOKEN + min(pixels, max_pixels or pixels) / _PIXELS_A_TOKEN
 
 
-def _single_thread(worker: int) -> None:
-    torch.set_num_threads(1)  # the cores belong to the model
+def _settle(worker: int) -> None:
+    settle_worker(shared_memory=True)
 
 
 def _augment(image: Image.Image, how: str, rng: random.Random) -> Image.Image:

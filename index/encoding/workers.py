@@ -18,8 +18,7 @@ from queue import SimpleQueue
 from types import TracebackType
 from typing import Any, Generic, Self, TypeVar
 
-import numpy as np
-import torch
+from fanoise.process import settle_worker
 
 Row = TypeVar("Row")
 Result = TypeVar("Result")
@@ -186,11 +185,8 @@ def _serve(work: Callable[[Any], Any], connection: Connection, parent: int) -> N
     signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     os.nice(19)  # a model whose threads wait for one that was interrupted loses more than a worker gains
-    torch.set_num_threads(1)  # the cores belong to the model, and OpenMP's threads do not survive a fork
+    settle_worker(shared_memory=False)
     threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
-    # torch would put tensors into /dev/shm. Containers have 64 MB of that, a few batches; where it is full, the process
-    # that prepares a batch dies, and its rows would be taken for damaged
-    ForkingPickler.register(torch.Tensor, _as_bytes)
     while True:
         try:
             rows = connection.recv()
@@ -201,16 +197,6 @@ def _serve(work: Callable[[Any], Any], connection: Connection, parent: int) -> N
         except Exception as error:
             answer = _Failure(error)
         connection.send(answer)
-
-
-def _as_bytes(tensor: torch.Tensor) -> tuple[Any, ...]:
-    """How a tensor goes through the connection: NumPy has not all of torch's types, but bytes."""
-    flat = tensor.detach().contiguous().reshape(-1)
-    return _from_bytes, (flat.view(torch.uint8).numpy(), flat.dtype, tensor.shape)
-
-
-def _from_bytes(data: np.ndarray, dtype: torch.dtype, shape: torch.Size) -> torch.Tensor:
-    return torch.from_numpy(data).view(dtype).reshape(shape)
 
 
 def _end_with(parent: int) -> None:

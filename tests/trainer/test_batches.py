@@ -317,7 +317,16 @@ def test_every_part_of_the_model_runs_everywhere_where_processes_share_it(
     assert all(("pixel_values" in chunk) == complete for chunk in chunks)
 
 
-def test_workers_prepare_the_same_batches_in_order(embedder, toy_pairs):
+@pytest.mark.parametrize("full", [False, True])
+def test_workers_prepare_the_same_batches_in_order_with_and_without_shared_memory(
+    embedder, toy_pairs, monkeypatch, full
+):
+    def share(*args, **options):
+        raise RuntimeError("unable to allocate shared memory(shm): No space left on device (28)")
+
+    if full:
+        monkeypatch.setattr(torch.UntypedStorage, "_share_fd_cpu_", share)
+        monkeypatch.setattr(torch.UntypedStorage, "_share_filename_cpu_", share)
     run = config(data=DataConfig(pairs=[str(toy_pairs)], augment="crop"))
     batches = StepBatches(load_plan(run), embedder, run, rank=0, world_size=1)
     alone, shared = (list(step_loader(batches, first_step=5, last_step=11, workers=workers)) for workers in (0, 2))
