@@ -17,9 +17,9 @@ from PIL import Image
 from safetensors import SafetensorError
 from torch import Tensor, nn
 
-from fanoise.backbones import Attention, Backbone, Example, load_backbone
+from fanoise.backbones import Attention, Backbone, Example, load_backbone, split_revision
 from fanoise.catalog import Item
-from fanoise.errors import ArtifactError, ConfigError
+from fanoise.errors import ArtifactError, ConfigError, one_line
 from fanoise.images import open_image
 from fanoise.pooling import POOLINGS, Pooling, one_word_prompt
 from fanoise.storage import sha256_file, write_atomic
@@ -27,6 +27,19 @@ from fanoise.storage import sha256_file, write_atomic
 Role = Literal["query", "item"]
 SPEC_FILE = "embedder.json"
 ADAPTER_FILE = "adapter_config.json"
+CONFIG_FILE = "config.json"
+_PASSING = {
+    "_name_or_path",
+    "auto_mapping",
+    "base_model_name_or_path",
+    "dtype",
+    "inference_mode",
+    "peft_version",
+    "revision",
+    "torch_dtype",
+    "transformers_version",
+}
+"""Entries of a model's or adapter's config that change no vector, and differ between two savings of the same."""
 _KEEP = "keep_rows"
 """Entry of a batch: bool [B], False for rows that only make every part of the model run."""
 _FORMAT_VERSION = 1
@@ -124,9 +137,10 @@ class Embedder:
         base: str | Path | None = None,
         attention: Attention = "auto",
     ) -> "Embedder":
-        """Load a run folder, a local checkpoint, or a hub id, ready to encode.
+        """Load a run folder or a checkpoint, ready to encode: a local one, or one of the hub.
 
         Args:
+            path: a folder, or OWNER/NAME or OWNER/NAME@REVISION on the hub.
             dtype: by default bfloat16 on CUDA, float32 elsewhere.
             base: where an adapter's base checkpoint is now, if it has moved.
             attention: implementation of attention; by default what transformers takes for the model.
@@ -134,16 +148,22 @@ class Embedder:
         """
         device = device or ("cuda" if torch.cuda.is_available() else "cpu")
         dtype = dtype or (torch.bfloat16 if device.startswith("cuda") else torch.float32)
-        folder = Path(path)
-        spec = read_spec(folder) if folder.is_dir() else EmbedderSpec()
-        if folder.is_dir() and (folder / ADAPTER_FILE).exists():
-            backbone = _load_adapter(folder, spec, dtype, base, attention)
+        folder = run_folder(path)
+        if folder is None:  # transformers fetches it
+            backbone, spec = load_backbone(path, dtype=dtype, attention=attention), EmbedderSpec()
+            revision = getattr(backbone.model.config, "_commit_hash", None)
         else:
-            if folder.is_dir() and not (any(folder.glob("*.safetensors")) or any(folder.glob("*.bin"))):
+            spec, revision = read_spec(folder), folder.name
+            if (folder / ADAPTER_FILE).exists():
+                backbone = _load_adapter(folder, spec, dtype, base, attention)
+            elif any(folder.glob("*.safetensors")) or any(folder.glob("*.bin")):
+                backbone = load_backbone(folder, dtype=dtype, attention=attention)
+            else:
                 raise ArtifactError(
                     f"{folder}: no weights (*.safetensors) in this folder; was the training run finished?"
                 )
-            backbone = load_backbone(path, dtype=dtype, attention=attention)
+        if not Path(path).is_dir():  # a branch of the hub moves on; what was loaded here is still found
+            path = "@".join(filter(None, (split_revision(path)[0], revision)))
         return cls(backbone, spec, path=path, device=device)
 
     @property
@@ -153,7 +173,7 @@ class Embedder:
 
     @property
     def name(self) -> str:
-        return Path(self.path).name
+        return Path(split_revision(self.path)[0]).name
 
     @property
     def noise(self) -> dict[str, Any]:
@@ -162,9 +182,9 @@ class Embedder:
 
     @cached_property
     def fingerprint(self) -> dict[str, str]:
-        """Digest of each part that changes a vector: weights, processor, prompts, pooling, dim."""
+        """Digest of each part that changes a vector: weights (with their configs), processor, prompts, pooling, dim."""
         return {
-            "weights": _weights_digest(self.path, self.spec, self.backbone),
+            "weights": _weights_digest(self.path, self.spec),
             "processor": _digest([self.backbone.processor_state(), self.spec.max_tokens]),
             "prompts": _digest(self.prompts),
             "pooling": str(self.spec.pooling),
@@ -232,6 +252,29 @@ class Embedder:
         write_spec(folder, self.spec)
 
 
+def run_folder(path: str | Path) -> Path | None:
+    """The folder at a path, or the local copy of a run on the hub; none for a plain checkpoint of the hub.
+
+    Raises: ArtifactError when there is neither, or the hub cannot be asked.
+    """
+    if Path(path).is_dir():
+        return Path(path)
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HFValidationError
+
+    hub_id, revision = split_revision(path)
+    try:
+        found = Path(snapshot_download(hub_id, revision=revision, allow_patterns=[SPEC_FILE]))
+        return Path(snapshot_download(hub_id, revision=found.name)) if (found / SPEC_FILE).exists() else None
+    except Exception as error:  # a dozen unrelated classes: no such repository, no access, no network
+        hub = (
+            "" if isinstance(error, HFValidationError) else f", and nothing to be had from the hub ({one_line(error)})"
+        )
+        raise ArtifactError(
+            f"{path}: no such folder{hub}; give a folder with config.json and *.safetensors, or a hub id"
+        ) from None
+
+
 def read_spec(folder: Path) -> EmbedderSpec:
     """The `embedder.json` of a folder, or the defaults when it has none."""
     file = folder / SPEC_FILE
@@ -265,16 +308,22 @@ def write_spec(folder: Path, spec: EmbedderSpec) -> None:
 def base_reference(base: str | Path, folder: Path) -> str:
     """How a run folder names its base: a path relative to the folder when local, so both can move together."""
     if not Path(base).is_dir():
-        return str(base)
+        return split_revision(base)[0]
     # ".." is followed on the disk, so both ends must be free of links
     return Path(os.path.relpath(Path(base).resolve(), Path(folder).resolve())).as_posix()
 
 
 def weights_digest(path: str | Path) -> str | None:
-    """Digest over a local checkpoint's weight files; none for a hub id."""
+    """Digest over the weights of a local checkpoint or adapter, and what says how they act; none for a hub id."""
     folder = Path(path)
     files = (sorted(folder.glob("*.safetensors")) or sorted(folder.glob("*.bin"))) if folder.is_dir() else []
-    return _digest({file.name: sha256_file(file) for file in files}) if files else None
+    if not files:
+        return None
+    settings = [file for file in (folder / CONFIG_FILE, folder / ADAPTER_FILE) if file.exists()]
+    return _digest(
+        {file.name: sha256_file(file) for file in files}
+        | {file.name: _lasting(json.loads(file.read_text())) for file in settings}
+    )
 
 
 def _load_adapter(
@@ -297,22 +346,35 @@ def _load_adapter(
         raise ArtifactError(
             f"{base}: not the base this adapter was trained on (weights {found}, expected {spec.base_weights})"
         )
-    backbone = load_backbone(base, dtype=dtype, revision=spec.base_revision, attention=attention)
+    if spec.base_revision is not None and not Path(base).is_dir():
+        base = f"{base}@{spec.base_revision}"
+    backbone = load_backbone(base, dtype=dtype, attention=attention)
     try:
         with warnings.catch_warnings():  # peft reads an attribute that transformers has renamed
             warnings.filterwarnings("ignore", "`is_gradient_checkpointing`", FutureWarning)
             backbone.model = PeftModel.from_pretrained(backbone.model, folder).eval()
     except (OSError, ValueError, TypeError, RuntimeError, SafetensorError) as error:
         raise ArtifactError(
-            f"{folder}: the adapter is damaged or of another model ({str(error).splitlines()[0]}); train again"
+            f"{folder}: the adapter is damaged or of another model ({one_line(error)}); train again"
         ) from None
     return backbone
 
 
-def _weights_digest(path: str | Path, spec: EmbedderSpec, backbone: Backbone) -> str:
-    own = weights_digest(path) or f"{path}@{getattr(backbone.model.config, '_commit_hash', None)}"
+def _weights_digest(path: str | Path, spec: EmbedderSpec) -> str:
+    own = weights_digest(path) or str(path)
     # an adapter's vectors depend on its base as well
     return _digest([own, spec.base_weights or f"{spec.base_model}@{spec.base_revision}"])
+
+
+def _lasting(settings: Any) -> Any:
+    """What a config says of the model, without where it came from and who wrote it, in an order of its own."""
+    if isinstance(settings, dict):
+        return {name: _lasting(value) for name, value in settings.items() if name not in _PASSING}
+    if isinstance(settings, list):  # target modules of an adapter are a set
+        return (
+            sorted(settings) if all(isinstance(one, str) for one in settings) else [_lasting(one) for one in settings]
+        )
+    return settings
 
 
 def _digest(value: object) -> str:

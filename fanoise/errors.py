@@ -49,6 +49,12 @@ class TrainingError(FANoiseError):
     """Training stopped because going on would be wrong."""
 
 
+def one_line(error: BaseException) -> str:
+    """The first line of an error's message, without number and file of a system error; its class where it has none."""
+    text = getattr(error, "strerror", None) or str(error)
+    return next((line.strip() for line in text.splitlines() if line.strip()), type(error).__name__)
+
+
 def printable(text: str) -> str:
     """What was read from files must not move the cursor or break a line of the terminal."""
     return "".join(c if c.isprintable() else "·" for c in text)

@@ -4,14 +4,13 @@ import io
 import math
 import os
 import stat
-import warnings
 from pathlib import Path
 from typing import IO, Protocol, runtime_checkable
 
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-from fanoise.errors import ImageError
+from fanoise.errors import ImageError, one_line
 
 IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".ppm", ".pgm", ".pbm"})
 # Pillow opens dozens of formats; decoders that nobody sends are only attack surface.
@@ -68,30 +67,26 @@ def open_regular(path: str | Path) -> IO[bytes]:
 
 
 def _decode(source: IO[bytes] | bytes | Image.Image, max_pixels: int, name: object) -> Image.Image:
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # Pillow warns about odd metadata and bombs; both are decided here
-        try:
-            if not isinstance(source, Image.Image):
-                stream = io.BytesIO(source) if isinstance(source, bytes) else source
-                source = Image.open(stream, formats=FORMATS)
-            width, height = source.size
-            if width * height > max_pixels:
-                raise ImageError(f"{width}×{height} pixels, more than the limit of {max_pixels}", name)
-            if not width * height:
-                raise ImageError(f"{width}×{height} pixels, there is nothing to see", name)
-            source.load()
-            thin = max(width, height) > _MAX_ASPECT * min(width, height)
-            return _pad_to_aspect(_to_rgb(source), max_pixels) if thin else _to_rgb(source)
-        except UnidentifiedImageError:
-            raise ImageError("not an image of a known format", name) from None
-        except ImageError:
-            raise
-        except Image.DecompressionBombError:
-            raise ImageError(f"far more pixels than the limit of {max_pixels}", name) from None
-        except Exception as error:  # on damaged files Pillow raises about anything: struct.error, TypeError, …
-            raise ImageError(
-                f"damaged or truncated ({str(error).splitlines()[0] if str(error) else type(error).__name__})", name
-            ) from None
+    try:
+        if not isinstance(source, Image.Image):
+            stream = io.BytesIO(source) if isinstance(source, bytes) else source
+            source = Image.open(stream, formats=FORMATS)
+        width, height = source.size
+        if width * height > max_pixels:
+            raise ImageError(f"{width}×{height} pixels, more than the limit of {max_pixels}", name)
+        if not width * height:
+            raise ImageError(f"{width}×{height} pixels, there is nothing to see", name)
+        source.load()
+        thin = max(width, height) > _MAX_ASPECT * min(width, height)
+        return _pad_to_aspect(_to_rgb(source), max_pixels) if thin else _to_rgb(source)
+    except UnidentifiedImageError:
+        raise ImageError("not an image of a known format", name) from None
+    except ImageError:
+        raise
+    except Image.DecompressionBombError:
+        raise ImageError(f"far more pixels than the limit of {max_pixels}", name) from None
+    except Exception as error:  # on damaged files Pillow raises about anything: struct.error, TypeError, …
+        raise ImageError(f"damaged or truncated ({one_line(error)})", name) from None
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:

@@ -23,7 +23,8 @@ def prepare_process() -> None:
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
     logging.getLogger("DeepSpeed").setLevel(logging.ERROR)
-    warnings.filterwarnings("ignore", module="deepspeed|torch|transformers|peft|accelerate")
+    # PIL's and pypdfium2's are about odd metadata and XFA forms; catch_warnings where they come from is not for threads
+    warnings.filterwarnings("ignore", module="deepspeed|torch|transformers|peft|accelerate|PIL|pypdfium2")
 
 
 def settle_accelerator() -> None:

@@ -14,6 +14,8 @@ from pathlib import Path
 from fanoise.errors import InputError
 
 _STAGING = ".partial-"
+_UMASK = os.umask(0o077)
+os.umask(_UMASK)  # it can only be read by setting it, which is safe here, before there are threads
 _SECONDS_UNTIL_OLD = 24 * 3600
 """Since the last write, after which a folder that another host was staging is a leftover; no clock is so wrong."""
 
@@ -29,12 +31,17 @@ def write_atomic(path: Path, data: bytes | str) -> None:
             file.write(data.encode() if isinstance(data, str) else data)
             file.flush()
             os.fsync(file.fileno())
-        temporary.chmod(0o644)  # mkstemp makes private files; artefacts are meant to be shared
+        share(temporary)  # mkstemp makes private files
         temporary.replace(path)
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
     sync_directory(path.parent)
+
+
+def share(path: Path) -> None:
+    """Give a file that a library made private the rights of any new file: artefacts are meant to be shared."""
+    path.chmod(0o666 & ~_UMASK)
 
 
 @contextmanager

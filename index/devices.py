@@ -17,6 +17,7 @@ from typing import Any
 import faiss
 import numpy as np
 
+from fanoise.errors import one_line
 from index.dispatcher import Answer, Dispatcher
 from index.factory import empty_index
 from index.faiss_file import faiss_reason
@@ -87,7 +88,7 @@ class GpuIndex:
                 found = self._dispatcher.search(queries, k + outside)
                 return found if mask is None else _kept(*found, k, mask)
             except _FAILURES as error:
-                reason = _one_line(error)
+                reason = _reason(error)
                 if not self._warned:
                     self._warned = True
                     warnings.warn(f"searched on the CPU, since the GPU failed: {reason}", RuntimeWarning, stacklevel=2)
@@ -136,7 +137,7 @@ def serve(index: faiss.Index) -> CpuIndex | GpuIndex:
         try:
             on_gpu = faiss.index_cpu_to_all_gpus(index, co=options, ngpu=count)
         except _FAILURES as error:
-            reason = _one_line(error)
+            reason = _reason(error)
             continue
         if count == 1:
             return GpuIndex(index, on_gpu, "1 GPU, at half precision")
@@ -179,5 +180,5 @@ def _kept(scores: np.ndarray, rows: np.ndarray, k: int, mask: np.ndarray) -> Ans
     return np.where(good, scores, np.float32(-np.inf)), np.where(good, rows, -1)
 
 
-def _one_line(error: BaseException) -> str:
-    return (faiss_reason(error) if isinstance(error, RuntimeError) else str(error)) or type(error).__name__
+def _reason(error: BaseException) -> str:
+    return faiss_reason(error) if isinstance(error, RuntimeError) else one_line(error)

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import faiss
 
-from fanoise.errors import ArtifactError, InputError
+from fanoise.errors import ArtifactError, InputError, one_line
 
 INDEX_TYPES = frozenset(
     {
@@ -219,8 +219,7 @@ def _misfits_of_lists(index: faiss.IndexIVF) -> Iterator[str]:
 
 def faiss_reason(error: RuntimeError) -> str:
     """FAISS's message without its C++ signature and file."""
-    lines = str(error).strip().splitlines() or [""]
-    return lines[0].split(".cpp:", 1)[-1].split(": ", 1)[-1].removeprefix("Error: ").strip()
+    return one_line(error).split(".cpp:", 1)[-1].split(": ", 1)[-1].removeprefix("Error: ").strip()
 
 
 @contextmanager

@@ -26,7 +26,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
 import fanoise
-from fanoise.errors import ArtifactError, InputError
+from fanoise.errors import ArtifactError, InputError, one_line
 from fanoise.storage import sha256_file, write_atomic
 from index.store import PRECISIONS, Precision
 
@@ -175,7 +175,7 @@ class Manifest:
             content = json.loads(file.read_text(encoding="utf-8"))
             version = content["format_version"]
         except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
-            raise ArtifactError(f"{file} is damaged ({_one_line(error)}); rebuild the index with {REBUILD}") from error
+            raise ArtifactError(f"{file} is damaged ({one_line(error)}); rebuild the index with {REBUILD}") from error
         if version != FORMAT_VERSION:
             raise ArtifactError(
                 f"{file} has format version {version!r}, this version reads {FORMAT_VERSION}; rebuild it with {REBUILD}"
@@ -189,7 +189,7 @@ class Manifest:
             content["files"] = {name: _record(FileRecord, record) for name, record in content["files"].items()}
             return _record(cls, content)
         except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise ArtifactError(f"{file} is damaged ({_one_line(error)}); rebuild the index with {REBUILD}") from error
+            raise ArtifactError(f"{file} is damaged ({one_line(error)}); rebuild the index with {REBUILD}") from error
 
     def file_problems(
         self, folder: Path, *, checksums: bool = True, names: Iterable[str] = GENERATION_FILES
@@ -261,7 +261,3 @@ def _short(value: str | None) -> str:
     if value is None:
         return "none"
     return value if len(value) <= 12 else f"{value[:12]}…"
-
-
-def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split()) or type(error).__name__

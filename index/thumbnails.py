@@ -14,7 +14,7 @@ from pathlib import Path
 
 from PIL import Image
 
-from fanoise.storage import sync_directory
+from fanoise.storage import share, sync_directory
 from index.items import read_parquet
 from index.manifest import THUMBNAILS
 
@@ -45,7 +45,7 @@ def store_thumbnail(folder: Path, image: Image.Image) -> str:
         descriptor, temporary = tempfile.mkstemp(prefix=".new-", dir=path.parent)
         with os.fdopen(descriptor, "wb") as file:
             file.write(data)
-        Path(temporary).chmod(0o644)  # mkstemp makes private files
+        share(Path(temporary))  # mkstemp makes private files
         Path(temporary).replace(path)
     return sha256
 

@@ -12,7 +12,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from fanoise.catalog import Item
 from fanoise.embedder import Embedder, Role
-from fanoise.errors import ConfigError, FANoiseError, ImageError, TrainingError
+from fanoise.errors import ConfigError, FANoiseError, ImageError, TrainingError, one_line
 from fanoise.images import open_image
 from fanoise.process import settle_worker
 from trainer.config import RunConfig
@@ -239,8 +239,7 @@ def step_loader(batches: StepBatches, *, first_step: int, last_step: int, worker
         if not str(error).startswith("DataLoader worker"):
             raise
         raise TrainingError(
-            f"a data worker died ({str(error).splitlines()[0].strip()}); it may have run out of memory, lower "
-            "data.workers"
+            f"a data worker died ({one_line(error)}); it may have run out of memory, lower data.workers"
         ) from None
 
 

@@ -23,9 +23,9 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from fanoise.distributed import rank, world_size
-from fanoise.errors import ArtifactError, TrainingError
-from fanoise.storage import sha256_file, staged_directory, write_atomic
-from trainer.first_process import broadcast_json, on_first_process, one_line
+from fanoise.errors import ArtifactError, TrainingError, one_line
+from fanoise.storage import sha256_file, share, staged_directory, write_atomic
+from trainer.first_process import broadcast_json, on_first_process
 from trainer.full_state import (
     MOMENTS,
     WEIGHTS,
@@ -180,7 +180,7 @@ def _write_files(folder: Path, tensors: Iterable[tuple[str, str, Tensor]]) -> di
     for kind, content in _portions(tensors):
         file = folder / f"{kind}-{len(digests):05}.safetensors"
         save_file(content, file)
-        file.chmod(0o644)  # it makes private files; a run folder is meant to be shared
+        share(file)  # it makes private files
         digests[file.name] = sha256_file(file)
     return digests
 

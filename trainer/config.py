@@ -17,7 +17,7 @@ class ModelConfig:
     """The checkpoint to start from, and how it becomes an embedder. What is left out is taken from the checkpoint."""
 
     base: str
-    """Local checkpoint folder or hub id."""
+    """Local checkpoint folder, or OWNER/NAME or OWNER/NAME@REVISION on the hub."""
     pooling: Pooling | None = None
     """Last attended token, mean over attended tokens, the state after "... in one word:" (E5-V), or, for dual encoders,
     the model's own."""
@@ -243,6 +243,12 @@ class RunConfig:
         if self.zero_stage == 0 and self.precision == "bf16":
             raise ConfigError(
                 "zero_stage 0 adds up the chunks' gradients in bf16 and loses small ones; take zero_stage 1 or higher"
+            )
+        if self.push_to_hub and self.lora.enabled and Path(self.model.base).is_dir():
+            raise ConfigError(
+                f"push_to_hub {self.push_to_hub}: nobody else can load adapters whose base is a folder, "
+                f"{self.model.base}; "
+                "give model.base as a hub id, or train all parameters with --lora.enabled false"
             )
         if not self.data.pairs:
             raise ConfigError("data.pairs is empty; name at least one CSV, JSONL or Parquet file of pairs")

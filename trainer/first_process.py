@@ -8,7 +8,7 @@ import torch
 import torch.distributed as dist
 
 from fanoise.distributed import rank, world_size
-from fanoise.errors import ArtifactError, CatalogError, ConfigError, InputError, TrainingError
+from fanoise.errors import ArtifactError, CatalogError, ConfigError, InputError, TrainingError, one_line
 
 _KINDS = {kind.__name__: kind for kind in (ArtifactError, CatalogError, ConfigError, InputError, TrainingError)}
 
@@ -44,7 +44,3 @@ def broadcast_json(value: Any, device: torch.device) -> Any:
     data = data if rank() == 0 else torch.empty(int(size), dtype=torch.uint8, device=device)
     dist.broadcast(data, src=0)
     return json.loads(bytes(data.cpu().numpy()))
-
-
-def one_line(error: Exception) -> str:
-    return (getattr(error, "strerror", None) or str(error) or repr(error)).splitlines()[0]

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from fanoise.errors import TrainingError
+from fanoise.errors import TrainingError, one_line
 
 _NOT_NEEDED = ["checkpoints/*", ".lock", "rejects.jsonl", "failure.json", "csv/*", "tensorboard/*"]
 """State of the training, and what may name private files."""
@@ -21,7 +21,7 @@ def push(run: Path, repository: str) -> str:
         api.upload_folder(repo_id=address.repo_id, folder_path=run, ignore_patterns=_NOT_NEEDED)
     except Exception as error:  # a dozen unrelated classes: no login, no access, offline, a broken connection
         raise TrainingError(
-            f"push_to_hub {repository}: {(str(error) or repr(error)).splitlines()[0]}; the run in {run} is finished, "
+            f"push_to_hub {repository}: {one_line(error)}; the run in {run} is finished, "
             "push it by `hf auth login` and the same command with --resume auto"
         ) from None
     return str(address)

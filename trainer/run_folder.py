@@ -1,8 +1,10 @@
 """The run folder: what is in it, in which state it is, and how its final files get there."""
 
 import fcntl
+import json
 import os
 import shutil
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -10,8 +12,8 @@ import yaml
 
 from fanoise.embedder import SPEC_FILE, Embedder
 from fanoise.errors import ConfigError
-from fanoise.storage import staged_directory, write_atomic
-from trainer.config import RunConfig
+from fanoise.storage import share, staged_directory, write_atomic
+from trainer.config import DataConfig, ModelConfig, RunConfig
 
 CONFIG_FILE = "config.yaml"
 METRICS_FILE = "metrics.jsonl"
@@ -25,6 +27,7 @@ _FREE_TO_CHANGE = {
     "dry_run",
     "zero_stage",
     "chunk_size",
+    "reuse_image_features",
     "model.gradient_checkpointing",
     "data.workers",
     "data.max_rejects",
@@ -41,7 +44,7 @@ def is_finished(run: Path) -> bool:
     return (run / SPEC_FILE).exists()
 
 
-def check_run_folder(config: RunConfig, resolved: dict[str, Any]) -> None:
+def check_run_folder(config: RunConfig) -> None:
     """Refuse, before anything is loaded or written, an output_dir that holds something else than this run.
 
     Raises: ConfigError saying what it holds.
@@ -52,7 +55,8 @@ def check_run_folder(config: RunConfig, resolved: dict[str, Any]) -> None:
             raise ConfigError(
                 f"output_dir {run} already holds a run; go on with it by --resume auto, or choose another --output_dir"
             )
-        different = _differences(yaml.safe_load(file.read_text()) or {}, resolved)
+        default = RunConfig(model=ModelConfig(base=""), data=DataConfig(pairs=[""]), output_dir=Path())
+        different = _differences(yaml.safe_load(file.read_text()) or {}, _plain(config), _plain(default))
         if different:
             raise ConfigError(
                 f"output_dir {run} holds a run with other settings ({'; '.join(different[:4])}); "
@@ -82,8 +86,8 @@ def lock_run_folder(run: Path) -> int:
     return descriptor
 
 
-def write_config(run: Path, resolved: dict[str, Any]) -> None:
-    write_atomic(run / CONFIG_FILE, yaml.safe_dump(resolved, sort_keys=False))
+def write_config(config: RunConfig) -> None:
+    write_atomic(config.output_dir / CONFIG_FILE, yaml.safe_dump(_plain(config), sort_keys=False))
 
 
 def publish(embedder: Embedder, run: Path, *, state_dict: dict[str, Any] | None, card: str) -> None:
@@ -92,19 +96,24 @@ def publish(embedder: Embedder, run: Path, *, state_dict: dict[str, Any] | None,
         embedder.save_pretrained(staging, state_dict=state_dict)
         (staging / "README.md").write_text(card)
     for path in sorted((run / "final").iterdir(), key=lambda path: path.name == SPEC_FILE):
-        path.chmod(0o644)  # safetensors makes private files; others serve and index with this folder
+        share(path)  # safetensors makes private files
         path.replace(run / path.name)
     shutil.rmtree(run / "final")
 
 
-def _differences(before: dict[str, Any], now: dict[str, Any], prefix: str = "") -> list[str]:
+def _plain(config: RunConfig) -> dict[str, Any]:
+    return json.loads(json.dumps(asdict(config), default=str))
+
+
+def _differences(before: dict[str, Any], now: dict[str, Any], default: dict[str, Any], prefix: str = "") -> list[str]:
+    """A setting that did not exist when the run was begun acted as it does by default."""
     found = []
     for key in {**before, **now}:
-        name, old, new = prefix + key, before.get(key), now.get(key)
+        name, old, new = prefix + key, before.get(key, default.get(key)), now.get(key)
         if name in _FREE_TO_CHANGE:
             continue
         if isinstance(old, dict) and isinstance(new, dict):
-            found += _differences(old, new, f"{name}.")
+            found += _differences(old, new, default.get(key) or {}, f"{name}.")
         elif old != new:
             found.append(f"{name} was {old!r}, now {new!r}")
     return found

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from fanoise.backbones import Backbone
-from fanoise.errors import ConfigError
+from fanoise.errors import ConfigError, one_line
 from fanoise.noise import noise_in_logits
 from trainer.config import LoraConfig, RunConfig
 
@@ -34,7 +34,7 @@ def add_lora(backbone: Backbone, config: LoraConfig) -> None:
         more = f" and {len(there) - 24} more" if len(there) > 24 else ""
         raise ConfigError(
             f"lora.targets {settings.target_modules!r} matches no module or cannot be adapted "
-            f"({str(error).splitlines()[0][:120]}); it must match in full one of: {', '.join(there[:24])}{more}"
+            f"({one_line(error)[:120]}); it must match in full one of: {', '.join(there[:24])}{more}"
         ) from None
 
 

@@ -15,9 +15,9 @@ import torch
 import torch.distributed as dist
 from tqdm import tqdm
 
-from fanoise.backbones import load_skeleton
+from fanoise.backbones import load_skeleton, split_revision
 from fanoise.distributed import rank, world_size
-from fanoise.embedder import Embedder, EmbedderSpec, base_reference, read_spec, weights_digest
+from fanoise.embedder import Embedder, EmbedderSpec, base_reference, read_spec, run_folder, weights_digest
 from fanoise.errors import ArtifactError, ConfigError, TrainingError
 from fanoise.input_noise import InputNoise
 from fanoise.storage import write_atomic
@@ -57,7 +57,7 @@ _BEST = "best"
 def train(config: RunConfig) -> Path:
     """Train to `max_steps` and leave a finished run folder; returns it. The same on every process."""
     run = config.output_dir
-    check_run_folder(config, _plain(config))
+    check_run_folder(config)
     if config.resume == "auto" and is_finished(run):
         if os.environ.get("RANK", "0") == "0":
             _push(config)
@@ -73,7 +73,7 @@ def train(config: RunConfig) -> Path:
     lock = lock_run_folder(run) if rank() == 0 else None
     try:
         if rank() == 0:
-            write_config(run, _plain(config))
+            write_config(config)
             print(_describe(config, embedder, plan), file=sys.stderr)
             if unreadable:
                 print(f"{unreadable} held-out pair(s) have a broken image and are left out", file=sys.stderr)
@@ -89,7 +89,7 @@ def train(config: RunConfig) -> Path:
 
 def dry_run(config: RunConfig) -> str:
     """What `train` would do with this config, from the pair files and the checkpoint's config.json alone."""
-    check_run_folder(config, _plain(config))
+    check_run_folder(config)
     plan = load_plan(config)
     load_validation(config)
     _base_spec(config)
@@ -217,7 +217,7 @@ def build_embedder(config: RunConfig, device: torch.device) -> Embedder:
         spec = replace(
             spec,
             base_model=base_reference(config.model.base, config.output_dir),
-            base_revision=getattr(backbone.model.config, "_commit_hash", None),
+            base_revision=split_revision(embedder.path)[1],
             base_weights=weights_digest(config.model.base),
         )
         add_lora(backbone, config.lora)
@@ -232,8 +232,9 @@ def build_embedder(config: RunConfig, device: torch.device) -> Embedder:
 
 
 def _base_spec(config: RunConfig) -> EmbedderSpec:
-    base = Path(config.model.base)
-    spec = read_spec(base) if base.is_dir() else EmbedderSpec()
+    base = config.model.base
+    folder = run_folder(base)
+    spec = EmbedderSpec() if folder is None else read_spec(folder)
     if spec.base_model is not None:
         raise ArtifactError(
             f"model.base {base} is an adapter; start from its base {spec.base_model!r} (relative to it) instead"
@@ -333,7 +334,3 @@ def _progress(config: RunConfig, done: int) -> tqdm:
 
 def _dropout_seed(seed: int, step: int) -> int:
     return int(np.random.default_rng([seed, 2, step, rank()]).integers(2**62))
-
-
-def _plain(config: RunConfig) -> dict[str, Any]:
-    return json.loads(json.dumps(asdict(config), default=str))

@@ -1,5 +1,7 @@
 """Registry of model families, by the `model_type` in a checkpoint's config.json."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -12,8 +14,7 @@ from fanoise.backbones.clip import CLIPBackbone
 from fanoise.backbones.llava_next import LlavaNextBackbone
 from fanoise.backbones.phi3_v import Phi3VBackbone
 from fanoise.backbones.qwen_vl import Qwen2_5VLBackbone, Qwen2VLBackbone, Qwen3VLBackbone
-from fanoise.errors import ArtifactError, ConfigError
-from fanoise.process import settle_accelerator
+from fanoise.errors import ArtifactError, ConfigError, one_line
 
 _FAMILIES: tuple[type[Backbone], ...] = (
     Qwen2VLBackbone,
@@ -31,43 +32,65 @@ def load_backbone(
     path: str | Path,
     *,
     dtype: torch.dtype = torch.float32,
-    revision: str | None = None,
     attention: Attention = "auto",
 ) -> Backbone:
-    """Load a local checkpoint or hub id with the family its config names.
+    """Load a local checkpoint or a hub id (OWNER/NAME or OWNER/NAME@REVISION) with the family its config names.
 
     Raises: ArtifactError when there is no checkpoint at `path`, or its family is not known.
     """
-    settle_accelerator()
-    transformers.utils.logging.disable_progress_bar()
-    family, _ = _family(path, revision)
+    source, revision = split_revision(path)
+    family, _ = _family(path)
     try:
-        return family.load(path, dtype=dtype, revision=revision, attention=attention)
+        with _quiet(Path(source).is_dir()):
+            return family.load(source, dtype=dtype, revision=revision, attention=attention)
     except (OSError, ValueError, RuntimeError, SafetensorError, ImportError) as error:
         if attention != "auto" and "attention" in str(error).lower():
-            raise ConfigError(f"attention {attention} cannot be had: {str(error).splitlines()[0]}; take auto") from None
+            raise ConfigError(f"attention {attention} cannot be had: {one_line(error)}; take auto") from None
         raise ArtifactError(
-            f"{path}: the checkpoint is incomplete or damaged ({str(error).splitlines()[0]}); fetch or save it again"
+            f"{path}: the checkpoint is incomplete or damaged ({one_line(error)}); fetch or save it again"
         ) from None
 
 
-def load_skeleton(path: str | Path, *, revision: str | None = None) -> Backbone:
+def load_skeleton(path: str | Path) -> Backbone:
     """The model of a checkpoint on the `meta` device: shapes and names, no weights, no processor.
 
     Needs nothing of the checkpoint but its config.json.
     """
-    family, config = _family(path, revision)
+    family, config = _family(path)
     with torch.device("meta"):
         return family(model=family.model_class(config), processor=None)
 
 
-def _family(path: str | Path, revision: str | None) -> tuple[type[Backbone], transformers.PretrainedConfig]:
+def split_revision(path: str | Path) -> tuple[str, str | None]:
+    """ "OWNER/NAME@REVISION" as hub id and revision (a branch, a tag or a commit); a folder as it is."""
+    if Path(path).is_dir():
+        return str(path), None
+    hub_id, _, revision = str(path).partition("@")
+    return hub_id, revision or None
+
+
+@contextmanager
+def _quiet(wanted: bool) -> Iterator[None]:
+    """No progress bar of transformers, where nothing takes long."""
+    bars = transformers.utils.logging
+    if not (wanted and bars.is_progress_bar_enabled()):
+        yield
+        return
+    bars.disable_progress_bar()
+    try:
+        yield
+    finally:
+        bars.enable_progress_bar()
+
+
+def _family(path: str | Path) -> tuple[type[Backbone], transformers.PretrainedConfig]:
+    source, revision = split_revision(path)
     options = {} if revision is None else {"revision": revision}
     try:
-        config = transformers.AutoConfig.from_pretrained(path, **options)
+        config = transformers.AutoConfig.from_pretrained(source, **options)
     except (OSError, ValueError) as error:
         # for what is no folder the hub's answer is about the spelling of repository names
-        reason = str(error).splitlines()[0] if Path(path).exists() else "no such folder, nor such a model on the hub"
+        reason = one_line(error) if Path(path).exists() else "no such folder, nor such a model on the hub"
         raise ArtifactError(
             f"{path}: no model checkpoint can be loaded from there ({reason}); "
             "give a folder with config.json and *.safetensors, or a hub id"
@@ -86,4 +109,4 @@ def _family(path: str | Path, revision: str | None) -> tuple[type[Backbone], tra
     return family, config
 
 
-__all__ = ["Attention", "Backbone", "Example", "load_backbone", "load_skeleton"]
+__all__ = ["Attention", "Backbone", "Example", "load_backbone", "load_skeleton", "split_revision"]

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from fanoise.catalog.tables import arrow_rows, open_arrow
-from fanoise.errors import CatalogError
+from fanoise.errors import CatalogError, one_line
 
 _DICT, _STATE, _INFO = "dataset_dict.json", "state.json", "dataset_info.json"
 
@@ -92,7 +92,7 @@ def _readable(path: Path) -> Iterator[None]:
     try:
         yield
     except (pa.ArrowException, OSError) as error:
-        raise CatalogError(f"{path}: not a readable Arrow stream ({str(error).splitlines()[0]})") from None
+        raise CatalogError(f"{path}: not a readable Arrow stream ({one_line(error)})") from None
 
 
 def _labels(folder: Path) -> dict[str, list[str]]:
@@ -115,7 +115,7 @@ def _read_json(path: Path) -> dict[str, Any]:
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
-        raise CatalogError(f"{path}: cannot be read ({str(error).splitlines()[0]}); save the dataset again") from None
+        raise CatalogError(f"{path}: cannot be read ({one_line(error)}); save the dataset again") from None
     if not isinstance(content, dict):
         raise CatalogError(f"{path}: expected an object, got {type(content).__name__}; save the dataset again")
     return content

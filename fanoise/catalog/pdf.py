@@ -3,7 +3,6 @@
 import math
 import os
 import threading
-import warnings
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
@@ -42,9 +41,7 @@ class PdfPage:
                 raise ImageError(f"the document has {len(document)} pages", self)
             try:
                 if document.get_formtype():  # what was filled in is drawn only then
-                    with warnings.catch_warnings():
-                        warnings.simplefilter("ignore")  # about XFA forms, which fall back to ordinary ones
-                        document.init_forms()
+                    document.init_forms()
                 page = document[self.number - 1]
                 # closed here, under the lock; the collector would close it whenever
                 with closing(page.render(scale=_scale(*page.get_size()))) as bitmap:

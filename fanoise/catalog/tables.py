@@ -8,7 +8,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from fanoise.errors import CatalogError
+from fanoise.errors import CatalogError, one_line
 
 MAX_CELL = 32 * 2**20
 """Characters in a cell of a CSV file or a line of a JSONL file: room for an image as base64, not for a whole file."""
@@ -31,8 +31,7 @@ def read_rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
     except UnicodeDecodeError:
         raise CatalogError(f"{path}: line {_first_bad_line(path)}: not UTF-8; save the file as UTF-8") from None
     except OSError as error:
-        reason = error.strerror or str(error).splitlines()[0]
-        raise CatalogError(f"{path}: cannot be read ({reason}); is it a whole {path.suffix} file?") from None
+        raise CatalogError(f"{path}: cannot be read ({one_line(error)}); is it a whole {path.suffix} file?") from None
 
 
 def read_tables(paths: Iterable[Path]) -> Iterator[tuple[int, dict[str, Any]]]:
@@ -49,7 +48,7 @@ def count_parquet_rows(path: Path) -> int:
         with open_arrow(path) as source:
             return int(pq.read_metadata(source).num_rows)
     except (pa.ArrowException, OSError) as error:
-        raise CatalogError(f"{path}: not a readable Parquet file ({str(error).splitlines()[0]})") from None
+        raise CatalogError(f"{path}: not a readable Parquet file ({one_line(error)})") from None
 
 
 def open_arrow(path: Path) -> Any:
@@ -65,7 +64,7 @@ def arrow_rows(batch: Any, where: str) -> Iterator[dict[str, Any]]:
         try:
             rows = batch.slice(start, _BATCH_ROWS).to_pylist()
         except (ValueError, OverflowError) as error:  # text that is not UTF-8, a date after the year 9999
-            raise CatalogError(f"{where}: a value cannot be read ({str(error).splitlines()[0]})") from None
+            raise CatalogError(f"{where}: a value cannot be read ({one_line(error)})") from None
         yield from rows
 
 
@@ -134,7 +133,7 @@ def _read_parquet(path: Path) -> Iterator[dict[str, Any]]:
                 yield from arrow_rows(batch, f"{path}: rows {start} to {start + len(batch) - 1}")
                 start += len(batch)
     except pa.ArrowException as error:
-        raise CatalogError(f"{path}: not a readable Parquet file ({str(error).splitlines()[0]})") from None
+        raise CatalogError(f"{path}: not a readable Parquet file ({one_line(error)})") from None
 
 
 _READERS: dict[str, Callable[[Path], Iterator[dict[str, Any]]]] = {

@@ -15,7 +15,7 @@ import urllib.parse
 from dataclasses import dataclass
 from typing import Any
 
-from fanoise.errors import ImageError
+from fanoise.errors import ImageError, one_line
 
 _MAX_REDIRECTS = 5
 _REDIRECTS = (301, 302, 303, 307, 308)
@@ -46,8 +46,7 @@ class RemoteImage:
             except TimeoutError:
                 raise ImageError(f"no whole answer within {self.timeout_s:g} s", self) from None
             except (OSError, http.client.HTTPException, ValueError) as error:
-                reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
-                raise ImageError(f"cannot be fetched ({reason.splitlines()[0]})", self) from None
+                raise ImageError(f"cannot be fetched ({one_line(error)})", self) from None
             if isinstance(answer, bytes):
                 return answer
             url = answer

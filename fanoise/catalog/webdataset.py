@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from fanoise.catalog.rejects import Rejects
-from fanoise.errors import ImageError
+from fanoise.errors import ImageError, one_line
 from fanoise.images import IMAGE_SUFFIXES, open_regular
 
 TAR_SUFFIX = ".tar"
@@ -107,7 +107,7 @@ class _Members:
                 if len(block) < tarfile.BLOCKSIZE or block.strip(b"\0"):  # tarfile takes broken headers for the end
                     raise tarfile.HeaderError("a broken header" if block else "no end mark; was it cut off?")
         except Exception as error:  # tarfile raises about anything on damaged headers: IndexError, ValueError, …
-            reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+            reason = one_line(error)
             self.damage = f"not a tar file, or damaged after {last} ({reason})"
 
 

@@ -3,7 +3,6 @@
 import os
 import sys
 import time
-import warnings
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -18,7 +17,7 @@ import numpy as np
 import torch
 
 from fanoise.catalog import Item
-from fanoise.errors import InputError
+from fanoise.errors import InputError, one_line
 from index.encoding.content import ContentKeys
 from index.encoding.cut import Shard
 from index.encoding.known import KnownRows
@@ -90,8 +89,6 @@ class Encoder:
             )
             self._threads = stack.enter_context(ThreadPoolExecutor(max(1, self._number)))
             stack.enter_context(_in_eval_mode(self._embedder))
-            stack.enter_context(warnings.catch_warnings())
-            warnings.filterwarnings("ignore", module=r"PIL\.")  # of odd headers; what matters is in the ledger
             self._stack = stack.pop_all()
         return self
 
@@ -168,7 +165,7 @@ class Encoder:
             half = len(prepared.positions) // 2
             if not half:
                 raise InputError(
-                    f"the device has no room for a single row ({str(error).splitlines()[0]}); lower the embedder's "
+                    f"the device has no room for a single row ({one_line(error)}); lower the embedder's "
                     "max_pixels, or take a larger device"
                 ) from None
         else:

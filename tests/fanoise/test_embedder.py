@@ -62,6 +62,10 @@ def change_weights(file: Path) -> None:
     save_file(tensors, file, metadata={"format": "pt"})
 
 
+def change_settings(file: Path, **entries: object) -> None:
+    file.write_text(json.dumps({**json.loads(file.read_text()), **entries}))
+
+
 def change_spec(folder: Path, **changes: object) -> None:
     write_spec(folder, replace(read_spec(folder), **changes))
 
@@ -254,7 +258,7 @@ def test_a_folder_without_weights_is_refused(moved, own_base, name):
 def test_an_empty_or_missing_folder_is_refused(tmp_path):
     with pytest.raises(ArtifactError, match="no weights"):
         Embedder.from_pretrained(tmp_path)
-    with pytest.raises(ArtifactError, match=r"nowhere: no model checkpoint can be loaded"):
+    with pytest.raises(ArtifactError, match=r"nowhere: no such folder"):
         Embedder.from_pretrained(tmp_path / "nowhere")
 
 
@@ -349,6 +353,28 @@ def test_changed_weights_change_the_fingerprint(moved, embedder):
     assert [name for name in changed if changed[name] != embedder.fingerprint[name]] == ["weights"]
 
 
+@pytest.mark.parametrize(
+    ("file", "entry", "value"),
+    [("adapter_config.json", "lora_alpha", 64), ("adapter_config.json", "use_rslora", True)],
+)
+def test_how_weights_act_is_part_of_the_fingerprint(moved, embedder, file, entry, value):
+    change_settings(moved / file, **{entry: value})
+    changed = Embedder.from_pretrained(moved).fingerprint
+    assert [name for name in changed if changed[name] != embedder.fingerprint[name]] == ["weights"]
+
+
+def test_a_changed_config_changes_the_fingerprint_and_is_another_base(own_base, moved):
+    before = Embedder.from_pretrained(own_base).fingerprint
+    change_settings(own_base / "config.json", transformers_version="5.0.0", _name_or_path="elsewhere")
+    assert Embedder.from_pretrained(own_base).fingerprint == before, "who saved it changes no vector"
+    config = json.loads((own_base / "config.json").read_text())
+    change_settings(own_base / "config.json", text_config={**config["text_config"], "rms_norm_eps": 0.5})
+    changed = Embedder.from_pretrained(own_base).fingerprint
+    assert [name for name in changed if changed[name] != before[name]] == ["weights"]
+    with pytest.raises(ArtifactError, match="not the base this adapter was trained on"):
+        Embedder.from_pretrained(moved, base=own_base)
+
+
 def test_a_changed_tokenizer_changes_the_fingerprint(moved, embedder):
     file = moved / str(read_spec(moved).base_model) / "tokenizer.json"
     tokenizer = json.loads(file.read_text())
@@ -368,6 +394,59 @@ def test_weights_in_the_older_file_format_are_known_by_content_too(own_base, tmp
     tensors["model.norm.weight"] += 0.1
     torch.save(tensors, copy / "pytorch_model.bin")
     assert Embedder.from_pretrained(copy).fingerprint["weights"] != first["weights"]
+
+
+# the hub
+
+
+@pytest.fixture
+def hub(tmp_path, monkeypatch):
+    """Puts folders into the cache of a hub that cannot be reached, as OWNER/NAME, under a commit of forty times "a"."""
+    import huggingface_hub
+
+    cache = tmp_path / "hub"
+    for name, value in (("HF_HUB_CACHE", str(cache)), ("HF_HUB_OFFLINE", True)):
+        monkeypatch.setattr(huggingface_hub.constants, name, value)
+
+    def put(folder: Path, hub_id: str) -> None:
+        repository = cache / f"models--{hub_id.replace('/', '--')}"
+        shutil.copytree(folder, repository / "snapshots" / COMMIT)
+        (repository / "refs").mkdir()
+        (repository / "refs" / "main").write_text(COMMIT)
+
+    return put
+
+
+COMMIT = "a" * 40
+
+
+def test_a_run_on_the_hub_is_the_run_that_was_pushed(hub, own_base, tmp_path):
+    spec = EmbedderSpec(prompts={"query": "q: ", "item": ""}, pooling="mean", max_tokens=9)
+    local = Embedder(Embedder.from_pretrained(own_base).backbone, spec, path=own_base)
+    local.save_pretrained(tmp_path / "saved")
+    hub(tmp_path / "saved", "me/mine")
+    found = Embedder.from_pretrained("me/mine")
+    assert found.spec == spec
+    assert np.array_equal(found.encode(ITEMS), local.encode(ITEMS))
+    assert (found.name, found.path) == ("mine", f"me/mine@{COMMIT}"), "an index names what it was made with"
+    again = Embedder.from_pretrained(found.path)
+    assert (again.name, again.path, again.fingerprint) == (found.name, found.path, found.fingerprint)
+
+
+def test_an_adapter_on_the_hub_takes_its_base_from_there_in_its_revision(hub, alone, tiny_base, vectors):
+    hub(tiny_base, "some/base")
+    change_spec(alone, base_model="some/base", base_revision=COMMIT, base_weights=None)
+    hub(alone, "me/mine")
+    assert np.array_equal(Embedder.from_pretrained("me/mine").encode(ITEMS), vectors)
+    change_spec(alone, base_revision="b" * 40)
+    with pytest.raises(ArtifactError, match="some/base@b"):
+        Embedder.from_pretrained(alone)
+
+
+@pytest.mark.parametrize("path", ["me/other", "/no/such/folder"])
+def test_neither_a_folder_nor_on_the_hub(hub, path):
+    with pytest.raises(ArtifactError, match=rf"{path}: no such folder.*or a hub id"):
+        Embedder.from_pretrained(path)
 
 
 def test_a_hub_id_has_no_digest_of_files():

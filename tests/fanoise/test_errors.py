@@ -13,7 +13,22 @@ from fanoise.errors import (
     InputError,
     TrainingError,
     cli_errors,
+    one_line,
 )
+
+
+@pytest.mark.parametrize(
+    ("error", "line"),
+    [
+        (ValueError("first\nsecond"), "first"),
+        (ValueError("\n  indented \n"), "indented"),
+        (RuntimeError(), "RuntimeError"),
+        (OSError(28, "No space left on device", "/a/file"), "No space left on device"),
+        (OSError("plain"), "plain"),
+    ],
+)
+def test_the_line_of_an_error(error, line):
+    assert one_line(error) == line
 
 
 @pytest.mark.parametrize("kind", [InputError, ConfigError, CatalogError, ImageError, ArtifactError, TrainingError])

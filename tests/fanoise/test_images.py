@@ -2,7 +2,9 @@ import io
 import os
 import random
 import struct
+import warnings
 import zlib
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -345,3 +347,12 @@ def test_whatever_a_decoder_raises_is_an_image_error(monkeypatch, error):
     monkeypatch.setattr(Image, "open", fail)
     with pytest.raises(ImageError, match="damaged or truncated"):
         open_image(b"anything")
+
+
+def test_threads_that_open_images_leave_the_filters_of_warnings_alone():
+    """`warnings.catch_warnings` in several threads leaves one thread's filters installed for good."""
+    data = encode(Image.new("RGB", (300, 300)))
+    before = list(warnings.filters)
+    with ThreadPoolExecutor(8) as threads:
+        list(threads.map(lambda _: open_image(data), range(200)))
+    assert warnings.filters == before

@@ -256,3 +256,12 @@ def test_files_are_on_disk_before_the_folder_appears(tmp_path, monkeypatch):
     fill(tmp_path / "x", "new")
     assert sorted(synced[:-1]) == [("deep", False), ("file", False), ("x", False)]  # the file, and names in folders
     assert synced[-1] == (tmp_path.name, True)
+
+
+@pytest.mark.parametrize(("umask", "mode"), [(0o022, 0o644), (0o077, 0o600)])
+def test_a_written_file_has_the_rights_of_any_other(tmp_path, umask, mode):
+    code = f"import os; os.umask({umask})\nfrom fanoise.storage import write_atomic\nwrite_atomic('a', 'x')"
+    subprocess.run(
+        [sys.executable, "-c", code], cwd=tmp_path, env={**os.environ, "PYTHONPATH": str(Path.cwd())}, check=True
+    )
+    assert (tmp_path / "a").stat().st_mode & 0o777 == mode

@@ -15,7 +15,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from fanoise.distributed import rank, world_size
-from fanoise.errors import FANoiseError
+from fanoise.errors import FANoiseError, one_line
 from trainer import checkpoint
 from trainer.checkpoint import (
     gathered_state_dict,
@@ -26,7 +26,7 @@ from trainer.checkpoint import (
 )
 from trainer.config import DataConfig, ModelConfig, OptimizerConfig, RunConfig
 from trainer.engine import init_process_group, make_engine
-from trainer.first_process import on_first_process, one_line
+from trainer.first_process import on_first_process
 from trainer.full_state import MOMENTS, WEIGHTS, full_tensors, optimizer_steps
 
 

@@ -1,28 +1,19 @@
 """What a run folder accepts: nothing, or the continuation of the run it holds."""
 
-import json
 import subprocess
 import sys
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import pytest
+import yaml
 
 from fanoise.errors import ConfigError
 from fanoise.noise import NoiseConfig
-from trainer.config import DataConfig, LoraConfig, ModelConfig, OptimizerConfig, RunConfig
+from trainer.config import DataConfig, LoraConfig, LossConfig, ModelConfig, OptimizerConfig, RunConfig
 from trainer.run_folder import check_run_folder, is_finished, lock_run_folder, write_config
 
 ROOT = Path(__file__).parents[2]
-
-
-def plain(config: RunConfig) -> dict[str, Any]:
-    return json.loads(json.dumps(asdict(config), default=str))
-
-
-def check(config: RunConfig) -> None:
-    check_run_folder(config, plain(config))
 
 
 @pytest.fixture
@@ -33,30 +24,31 @@ def config(tmp_path) -> RunConfig:
         model=ModelConfig(base="base"), data=DataConfig(pairs=["pairs.jsonl"]), output_dir=run, resume="auto"
     )
     run.mkdir()
-    write_config(run, plain(replace(config, resume="never")))
+    write_config(replace(config, resume="never"))
     return config
 
 
 def test_same_settings_go_on(config):
-    check(config)
+    check_run_folder(config)
 
 
 def test_folder_that_cannot_be_written_is_refused_before_anything_is_loaded(config, tmp_path, monkeypatch):
     refused = []
     monkeypatch.setattr("trainer.run_folder.os.access", lambda path, mode: refused.append(path))
     with pytest.raises(ConfigError, match=r"output_dir .*/a/b cannot be written \(.* refuses\); choose another"):
-        check(replace(config, output_dir=tmp_path / "a" / "b"))
+        check_run_folder(replace(config, output_dir=tmp_path / "a" / "b"))
     assert refused == [tmp_path], "the nearest folder that there is"
     monkeypatch.undo()
     (tmp_path / "file").write_text("")
     with pytest.raises(ConfigError, match="cannot be written"):
-        check(replace(config, output_dir=tmp_path / "file" / "b"))
+        check_run_folder(replace(config, output_dir=tmp_path / "file" / "b"))
 
 
 @pytest.mark.parametrize(
     "change",
     [
         {"zero_stage": 3},
+        {"reuse_image_features": False},
         {"chunk_size": 2},
         {"save_every": 7, "keep_checkpoints": 5},
         {"monitors": ["csv"], "log_spectrum_every": 3},
@@ -65,7 +57,17 @@ def test_folder_that_cannot_be_written_is_refused_before_anything_is_loaded(conf
     ],
 )
 def test_what_does_not_change_losses_may_differ(config, change):
-    check(replace(config, **change))
+    check_run_folder(replace(config, **change))
+
+
+def test_settings_that_are_newer_than_the_run_have_their_defaults(config):
+    file = config.output_dir / "config.yaml"
+    stored = yaml.safe_load(file.read_text())
+    del stored["temperature"], stored["lora"]["dora"], stored["loss"]
+    file.write_text(yaml.safe_dump(stored))
+    check_run_folder(config)
+    with pytest.raises(ConfigError, match=r"loss.hardness was 0.0, now 9; temperature was 0.02, now 0.05"):
+        check_run_folder(replace(config, temperature=0.05, loss=LossConfig(hardness=9)))
 
 
 @pytest.mark.parametrize(
@@ -83,23 +85,23 @@ def test_what_does_not_change_losses_may_differ(config, change):
 )
 def test_what_changes_losses_is_named(config, change, expected):
     with pytest.raises(ConfigError, match="holds a run with other settings") as caught:
-        check(replace(config, **change))
+        check_run_folder(replace(config, **change))
     assert expected in str(caught.value)
 
 
 def test_run_is_not_overwritten(config):
     with pytest.raises(ConfigError, match="already holds a run; go on with it by --resume auto"):
-        check(replace(config, resume="never"))
+        check_run_folder(replace(config, resume="never"))
 
 
 def test_folder_of_something_else_is_refused(config, tmp_path):
     (tmp_path / "notes").mkdir()
     (tmp_path / "notes/a.txt").write_text("mine")
     with pytest.raises(ConfigError, match="is not empty and holds no run"):
-        check(replace(config, output_dir=tmp_path / "notes"))
+        check_run_folder(replace(config, output_dir=tmp_path / "notes"))
     with pytest.raises(ConfigError, match="is not a folder"):
-        check(replace(config, output_dir=tmp_path / "notes/a.txt"))
-    check(replace(config, output_dir=tmp_path / "new"))
+        check_run_folder(replace(config, output_dir=tmp_path / "notes/a.txt"))
+    check_run_folder(replace(config, output_dir=tmp_path / "new"))
 
 
 def test_lock_is_held_until_its_process_ends(tmp_path):

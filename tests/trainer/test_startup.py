@@ -146,7 +146,7 @@ def test_dry_run_finds_bad_input_like_a_run(seven_billion, toy_pairs, tmp_path, 
     for change, expected in (
         ("--lora.targets=nothing", "matches no module"),
         ("--batch_size=64", "pairs.jsonl; set batch_size to at most 48\n"),
-        ("--model.base=nowhere", "no model checkpoint"),
+        ("--model.base=nowhere", "no such folder"),
         ("--loss.dropout_pairs=1", "loss.dropout_pairs needs dropout"),
         ("--model.pooling=native", "model.pooling must be one of last, mean, prompt for this backbone, got native"),
     ):

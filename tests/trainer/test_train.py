@@ -119,8 +119,9 @@ def refuse(arguments: list[str], capsys) -> str:
         ({"zero_stage": 7}, "7"),
         ({"temperature": 0}, "temperature must be > 0"),
         ({"data.pairs": "[missing.jsonl]"}, "missing.jsonl: no such file"),
-        ({"model.base": "missing/folder"}, "missing/folder: no model checkpoint"),
+        ({"model.base": "missing/folder"}, "missing/folder: no such folder"),
         ({"lora.targets": "nothing_like_it"}, "matches no module"),
+        ({"push_to_hub": "me/mine"}, "push_to_hub me/mine: nobody else can load adapters whose base is a folder"),
     ],
 )
 def test_bad_option_is_one_line_and_leaves_nothing(change, expected, tiny_base, toy_pairs, tmp_path, capsys):
