@@ -21,9 +21,9 @@ def alignment(query: Tensor, positive: Tensor) -> float:
 
 @torch.no_grad()
 def uniformity(embeddings: Tensor) -> float:
-    """Log of the mean Gaussian potential exp(-2 d²) of all pairs of [m, n] unit rows, in [-4, 0], lower is more even.
+    """Log of the mean Gaussian potential exp(-2 d²) of all pairs of [m, n] unit rows, in [-8, 0], lower is more even.
 
-    Source: Wang & Isola 2020, arXiv 2005.10242. A single row has no pairs: 0.
+    Source: Wang & Isola 2020, arXiv 2005.10242. Many dimensions, evenly filled: about -4. A single row has no pairs: 0.
     """
     if len(embeddings) < 2:
         return 0.0

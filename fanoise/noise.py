@@ -148,7 +148,7 @@ def decompose(x: Tensor) -> Spectrum:
     A Gram matrix squares the condition number, hence float64: in float32 directions below 0.1 % of the largest singular
     value drown in rounding, and where one direction dominates, as in the embeddings of a fresh model, those are many.
     What lies below the rounding of the input's own dtype (or of the squaring, for float64 input) is cut to rank. Any
-    finite input is safe: one row, equal rows, zeros. Anything else gives NaN, never an error.
+    finite input with at least one row is safe: equal rows, zeros. Anything else gives NaN, never an error.
     """
     precision = torch.finfo(torch.float32 if x.dtype in (torch.bfloat16, torch.float16) else x.dtype).eps
     x = x.detach().double()

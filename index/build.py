@@ -67,13 +67,13 @@ class Built:
     """Items of the index before that are no more."""
     rejected: int = 0
     duplicates: int = 0
-    """Near-duplicates, if they were looked for;"""
+    """Near-duplicates, if they were looked for."""
     skips_duplicates: bool = False
-    """they are among the rejected rows then, else a field names the first of each."""
+    """Whether near-duplicates are among the rejected rows; else a field names the first of each."""
     seconds: float = 0.0
-    """That this process spent on encoding, and"""
+    """That this process spent on encoding."""
     model_seconds: float = 0.0
-    """how many of them in the model."""
+    """That this process spent in the model."""
     deaths: int = 0
     """Worker processes that died and were replaced."""
 

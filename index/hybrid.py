@@ -32,7 +32,6 @@ from index.exact import first_of_each
 from index.hits import Hit
 from index.items import field_names
 from index.opened import Index
-from index.store import VectorStore
 
 RRF_CONSTANT = 60
 _LEAST_DEPTH = 100
@@ -163,17 +162,27 @@ def documents(table: pa.Table) -> list[str]:
     return [_joined(values) for values in zip(*columns, strict=True)]
 
 
-_WORDS: "WeakKeyDictionary[VectorStore, Words]" = WeakKeyDictionary()  # an Index may become another generation
-_BUILDING = threading.Lock()
+class _Built:
+    """The BM25 of one index, and who may build it: searches of other indices do not wait."""
+
+    def __init__(self) -> None:
+        self.lock = threading.Lock()
+        self.words: Words | None = None
+
+
+_BUILT: "WeakKeyDictionary[Index, _Built]" = WeakKeyDictionary()
+_LOOKUP = threading.Lock()
 
 
 def words_of(index: Index) -> Words:
     """The BM25 of an opened index, built when first asked for."""
-    with _BUILDING:
-        if index.vectors not in _WORDS:
+    with _LOOKUP:
+        built = _BUILT.setdefault(index, _Built())
+    with built.lock:
+        if built.words is None:
             rows = np.flatnonzero(index.live)
-            _WORDS[index.vectors] = Words(documents(index.item_table().take(pa.array(rows))), rows)
-        return _WORDS[index.vectors]
+            built.words = Words(documents(index.item_table().take(pa.array(rows))), rows)
+        return built.words
 
 
 def _is_text(fields: pa.StructType, name: str) -> bool:

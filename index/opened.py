@@ -120,17 +120,6 @@ class Index:
             lambda manifest: self._load(self.path, manifest, verify=self._is_verified, before=self.manifest),
         )
 
-    def refresh(self) -> bool:
-        """Turn into the folder's current generation; True if it is another one.
-
-        Rows found before belong to the generation before. Where threads share an index, use `Searcher.refresh`.
-        """
-        current = self.current()
-        if current is self:
-            return False
-        self.__dict__ = vars(current)
-        return True
-
     def __str__(self) -> str:
         return str(self.path)
 

@@ -306,11 +306,7 @@ def _join(
     ann = read_index(current.folder / FAISS_INDEX, rows=old.count, dim=old.dim)
     set_parameters(ann, old.search)
     recall = old.tuning.get("target", RECALL)
-    try:
-        add_rows(ann, new_vectors)
-    except RuntimeError:  # a type that FAISS cannot add to
-        written = write_ann(stage, old.factory, recall=recall, queries=queries)
-        return written | {"factory_reason": old.factory_reason}
+    add_rows(ann, new_vectors)  # every type that read_index takes can be added to
     write_index(ann, stage / FAISS_INDEX)
     joined = VectorStore.open(stage / VECTORS)
     overlap = measure_overlap(ann, joined)

@@ -124,7 +124,7 @@ def _train_in(
             cut_log(run / name, done)
         (run / FAILURE_FILE).unlink(missing_ok=True)
     dist.barrier()
-    history = History(run, config.validation)
+    history = History(run, config.validation, device)
     broken = on_first_process(lambda: broken_pairs(run / REJECTS_FILE, done), device)
     share = RejectShare(config.data.max_rejects, before=[(config.batch_size, number) for number in broken])
     lost = 0
@@ -158,7 +158,7 @@ def _train_in(
             row["items_per_s"] = round(2 * counts.pairs / seconds, 1)
             row["tokens_per_s"] = round(counts.tokens / seconds, 1)
             if rank() == 0:
-                metrics.write(json.dumps(row) + "\n")
+                metrics.write(_json(row) + "\n")
                 metrics.flush()
                 bar.set_postfix(loss=f"{row['loss']:.3f}", items_per_s=row["items_per_s"], refresh=False)
                 bar.update()
@@ -284,13 +284,19 @@ def _failure(engine: Any, run: Path, config: RunConfig, plan: BatchPlan, row: di
     step = row["step"]
     if rank() == 0:
         pairs = [pair.query.id for pair in plan.pairs(step)]
-        write_atomic(run / FAILURE_FILE, json.dumps({**row, "pairs": pairs}, indent=2) + "\n")
+        write_atomic(run / FAILURE_FILE, _json({**row, "pairs": pairs}, indent=2) + "\n")
     save_checkpoint(engine, run, step - 1, keep=config.keep_checkpoints)
     return TrainingError(
         f"step {step} has loss {row['loss']} and gradient norm {row['grad_norm']}; its pairs are in "
         f"{run / FAILURE_FILE}, the state before it in {run / 'checkpoints'}; "
         "start again in another output_dir with a lower optimizer.lr or noise.strength"
     )
+
+
+def _json(row: dict[str, Any], indent: int | None = None) -> str:
+    """NaN and infinity, which JSON does not have, are null."""
+    finite = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in row.items()}
+    return json.dumps(finite, indent=indent, allow_nan=False)
 
 
 def _note_rejects(run: Path, batch: StepBatch) -> None:

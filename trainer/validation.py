@@ -16,7 +16,7 @@ from fanoise.embedder import Embedder, Role
 from fanoise.errors import CatalogError, ImageError
 from fanoise.images import open_image
 from trainer.config import RunConfig, ValidationConfig
-from trainer.first_process import on_first_process
+from trainer.first_process import broadcast_json, on_first_process
 from trainer.pair_table import Pair
 from trainer.pairs import valid_answers
 
@@ -63,7 +63,8 @@ def validate(engine: Any, embedder: Embedder, held_out: list[HeldOut], config: R
     finally:
         engine.module.train(training)
     means = {name: float(np.mean([found[name] for found in files.values()])) for name in ("recall@1", "mrr")}
-    return {**means, "files": files}
+    # unlike devices may round the same scores to another winner, and stop, or save, without each other
+    return broadcast_json({**means, "files": files}, device)
 
 
 def ranking_metrics(queries: Tensor, positives: Tensor, answers: np.ndarray) -> dict[str, float]:
@@ -82,10 +83,13 @@ def ranking_metrics(queries: Tensor, positives: Tensor, answers: np.ndarray) -> 
 class History:
     """The validations of a run so far, and what follows from them. Nothing but the log is state."""
 
-    def __init__(self, run: Path, config: ValidationConfig) -> None:
+    def __init__(self, run: Path, config: ValidationConfig, device: torch.device) -> None:
         self._file, self._config = run / VALIDATION_FILE, config
+        self.rows: list[dict[str, Any]] = on_first_process(self._read, device)
+
+    def _read(self) -> list[dict[str, Any]]:
         text = self._file.read_text() if self._file.exists() else ""
-        self.rows: list[dict[str, Any]] = [json.loads(line) for line in text.splitlines()]
+        return [json.loads(line) for line in text.splitlines()]
 
     def add(self, row: dict[str, Any]) -> None:
         self.rows.append(row)

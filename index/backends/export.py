@@ -263,7 +263,15 @@ def _finish(client: "MilvusClient", address: Address, facts: Facts, *, replicas:
 def _make_index(client: "MilvusClient", address: Address, facts: Facts) -> None:
     """Make the index unless it is there, and wait until all rows that were flushed are in it."""
     for name in client.list_indexes(address.collection, timeout=TIMEOUT_S):
-        while int(_describe(client, address, name).get("pending_index_rows", 0)):
+        pending, since = -1, time.monotonic()
+        while left := int(_describe(client, address, name).get("pending_index_rows", 0)):
+            if left != pending:
+                pending, since = left, time.monotonic()
+            elif time.monotonic() - since > _WAIT_S:
+                raise ArtifactError(
+                    f"{address}: {left:,} rows have been waiting to be indexed for {_WAIT_S:g} s; look at the server's "
+                    "log and repeat the export, which goes on from there"
+                )
             time.sleep(_POLL_S)
         return
     params = client.prepare_index_params()

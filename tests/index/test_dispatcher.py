@@ -64,9 +64,16 @@ def test_what_waits_is_joined_up_to_the_most_and_only_for_equal_k(flat):
 
 
 def test_who_is_alone_does_not_wait_for_others(flat):
-    dispatcher = Dispatcher(flat.search, window_s=60)
-    for seed in range(3):
-        dispatcher.search(unit_rows(1, seed=seed), 3)
+    dispatcher = Dispatcher(flat.search, window_s=600)
+    done = threading.Event()
+
+    def ask():
+        for seed in range(3):
+            dispatcher.search(unit_rows(1, seed=seed), 3)
+        done.set()
+
+    threading.Thread(target=ask, daemon=True).start()
+    assert done.wait(timeout=60)
     dispatcher.close()
 
 

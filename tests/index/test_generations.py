@@ -373,7 +373,7 @@ def test_another_index_in_its_place_is_seen_though_its_number_is_the_same(built,
     shutil.rmtree(built)
     build_index(embedder, new_catalog(n=7, name="others"), built, progress=False)
     assert Manifest.read(built).generation == reader.manifest.generation
-    assert reader.refresh() and len(reader) == 7
+    assert len(reader.current()) == 7
 
 
 def test_a_reader_does_not_retry_a_generation_that_is_damaged_for_ever(built):
@@ -406,8 +406,8 @@ def test_an_open_index_goes_on_after_its_files_are_gone(built, embedder):
     assert not reader.generation.exists()
     assert reader.search(queries, 3)[1].tolist() == before
     assert reader.search(queries, 40)[0].shape == (5, 40)
-    assert reader.refresh() is True
-    assert reader.refresh() is False
+    reader = reader.current()
+    assert reader.current() is reader
     assert (len(reader), reader.manifest.generation) == (37, 4)
     assert not {0, 1, 2} & set(reader.search(queries, 40)[1].ravel().tolist())
 

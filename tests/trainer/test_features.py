@@ -135,7 +135,7 @@ def test_a_broken_loss_stops_before_the_weights_and_keeps_the_evidence(runs, nam
     run = runs[name][1]
     failure = json.loads((run / "failure.json").read_text())
     step = failure["step"]
-    assert not (math.isfinite(failure["loss"]) and math.isfinite(failure["grad_norm"]))
+    assert None in (failure["loss"], failure["grad_norm"])
     assert len(failure["pairs"]) == 8 and failure["pairs"][0].startswith("pairs")
     assert [row["step"] for row in rows(run)] == list(range(1, step + 1))
     saved = run / "checkpoints" / f"step_{step - 1}"

@@ -16,6 +16,8 @@ from trainer.pair_table import Pair
 from trainer.pairs import valid_answers
 from trainer.validation import HeldOut, History, ranking_metrics, read_held_out, validate
 
+CPU = torch.device("cpu")
+
 
 def unit(count: int, seed: int) -> torch.Tensor:
     return F.normalize(torch.randn(count, 6, generator=torch.Generator().manual_seed(seed)), dim=-1)
@@ -43,17 +45,17 @@ def test_a_collapsed_model_does_not_look_perfect():
 
 
 def test_history_knows_the_best_and_when_patience_is_over(tmp_path):
-    history = History(tmp_path, ValidationConfig(patience=2))
+    history = History(tmp_path, ValidationConfig(patience=2), CPU)
     over = []
     for step, value in enumerate([0.1, 0.4, 0.4, 0.3, 0.5], start=1):
         history.add({"step": step, "recall@1": value, "mrr": 0.0})
         over.append(history.is_over)
     assert over == [False, False, False, True, False]
-    again = History(tmp_path, ValidationConfig(patience=2))
+    again = History(tmp_path, ValidationConfig(patience=2), CPU)
     assert again.rows == history.rows
     assert again.best["step"] == 5
-    assert not History(tmp_path, ValidationConfig()).is_over
-    assert History(tmp_path / "none", ValidationConfig(patience=1)).best is None
+    assert not History(tmp_path, ValidationConfig(), CPU).is_over
+    assert History(tmp_path / "none", ValidationConfig(patience=1), CPU).best is None
 
 
 def test_unreadable_pairs_are_left_out_and_counted(toy_pairs):
