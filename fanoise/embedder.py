@@ -43,6 +43,8 @@ _PASSING = {
 _KEEP = "keep_rows"
 """Entry of a batch: bool [B], False for rows that only make every part of the model run."""
 _FORMAT_VERSION = 1
+_BYTES_A_TOKEN, _PIXELS_A_TOKEN = 4, 28 * 28
+"""Only the order of lengths matters, and only for speed."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,8 +77,8 @@ class EmbedderSpec:
             raise ConfigError(f"noise must map settings to values, got {self.noise!r}")
         if self.pooling is not None and self.pooling not in POOLINGS:
             raise ConfigError(f"pooling must be one of {', '.join(POOLINGS)}, got {self.pooling!r}")
-        if self.max_pixels is not None and self.max_pixels < 28 * 28:
-            raise ConfigError(f"max_pixels must be at least {28 * 28}, got {self.max_pixels}")
+        if self.max_pixels is not None and self.max_pixels < 1:
+            raise ConfigError(f"max_pixels must be >= 1, got {self.max_pixels}")
         if self.max_tokens < 1:
             raise ConfigError(f"max_tokens must be >= 1, got {self.max_tokens}")
 
@@ -190,6 +192,15 @@ class Embedder:
             "pooling": str(self.spec.pooling),
             "dim": str(self.dim),
         }
+
+    def length(self, text: str | None, pixels: int) -> float:
+        """About how many tokens an item takes beside its prompt, to put items of like length into one batch.
+
+        Args:
+            pixels: of its image; 0 for none.
+        """
+        tokens = len((text or "").encode("utf-8", "replace")) / _BYTES_A_TOKEN
+        return min(tokens, self.spec.max_tokens) + min(pixels, self.backbone.max_pixels) / _PIXELS_A_TOKEN
 
     def collate(self, items: Sequence[Item], role: Role, *, complete: bool = False) -> dict[str, Tensor]:
         """Open the items' images and build one model batch, on the CPU.

@@ -22,8 +22,6 @@ from trainer.pair_table import Pair, PairTable
 from trainer.pairs import equal_keys
 from trainer.sources import load_pairs, matching, short_names
 
-_CHARACTERS_A_TOKEN, _PIXELS_A_TOKEN = 4, 28 * 28
-
 
 class BatchPlan:
     """Global batches by step. Each sub-batch comes from one file, drawn by weight; no sub-batches, the whole batch.
@@ -192,8 +190,13 @@ class StepBatches(Dataset[StepBatch]):
 
     def _side(self, items: Sequence[Item], role: Role) -> Side:
         """The longest first: a chunk is padded to its longest item, and too little memory shows at once."""
-        size, max_pixels = self._config.chunk_size, self._embedder.spec.max_pixels
-        rows = sorted(range(len(items)), key=lambda row: _length(items[row], max_pixels), reverse=True)
+        size = self._config.chunk_size
+
+        def length(row: int) -> float:
+            text, image = items[row].text, items[row].image
+            return self._embedder.length(text, image.width * image.height if isinstance(image, Image.Image) else 0)
+
+        rows = sorted(range(len(items)), key=length, reverse=True)
         chunks = [
             self._embedder.collate([items[row] for row in rows[start : start + size]], role, complete=self._complete)
             for start in range(0, len(items), size)
@@ -254,12 +257,6 @@ class _Guarded(Dataset[StepBatch | FANoiseError]):
             return self._batches[step]
         except FANoiseError as error:
             return error
-
-
-def _length(item: Item, max_pixels: int | None) -> float:
-    """About how many tokens an item has; only the order matters, and only for speed."""
-    pixels = item.image.width * item.image.height if isinstance(item.image, Image.Image) else 0
-    return len(item.text or "") / _CHARACTERS_A_TOKEN + min(pixels, max_pixels or pixels) / _PIXELS_A_TOKEN
 
 
 def _settle(worker: int) -> None:

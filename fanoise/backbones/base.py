@@ -105,6 +105,11 @@ class Backbone(ABC):
     def processor_state(self) -> dict[str, Any]:
         """Everything in the processor that changes a model batch, as plain JSON values, without paths or versions."""
 
+    @property
+    @abstractmethod
+    def max_pixels(self) -> int:
+        """What `set_max_pixels` set, or the checkpoint's own limit."""
+
     @abstractmethod
     def set_max_pixels(self, max_pixels: int) -> None:
         """Images above this many pixels are resized down to it; image tokens are never truncated.

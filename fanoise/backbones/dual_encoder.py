@@ -79,6 +79,10 @@ class DualEncoderBackbone(Backbone):
             "tokenizer": tokenizer_state(self.processor.tokenizer),
         }
 
+    @property
+    def max_pixels(self) -> int:
+        return self.unwrapped.config.vision_config.image_size**2
+
     def set_max_pixels(self, max_pixels: int) -> None:
         side = self.unwrapped.config.vision_config.image_size
         name = self.unwrapped.config.model_type

@@ -90,6 +90,10 @@ class LlavaNextBackbone(UpstreamTokenBackbone):
             "tokenizer": tokenizer_state(self.processor.tokenizer),
         }
 
+    @property
+    def max_pixels(self) -> int:
+        return max(height * width for height, width in _pairs(self.processor.image_processor.image_grid_pinpoints))
+
     def set_max_pixels(self, max_pixels: int) -> None:
         """Keep the canvases of at most this many pixels, and one tile where there is none (see the module)."""
         tile = self.model.config.vision_config.image_size

@@ -183,6 +183,11 @@ class Phi3VBackbone(TokenBackbone):
             "tokenizer": tokenizer_state(self.processor.tokenizer),
         }
 
+    @property
+    def max_pixels(self) -> int:
+        images = self.processor.image_processor
+        return images.num_crops * images.tile_size**2
+
     def set_max_pixels(self, max_pixels: int) -> None:
         """Take as many crops as have at most this many pixels."""
         images = self.processor.image_processor

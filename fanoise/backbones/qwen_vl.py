@@ -65,6 +65,10 @@ class QwenVLBackbone(UpstreamTokenBackbone):
             "tokenizer": tokenizer_state(self.processor.tokenizer),
         }
 
+    @property
+    def max_pixels(self) -> int:
+        return self.processor.image_processor.size["longest_edge"]
+
     def set_max_pixels(self, max_pixels: int) -> None:
         if max_pixels < self._token_side**2:
             raise ConfigError(f"max_pixels must be at least {self._token_side**2}, one image token, got {max_pixels}")

@@ -22,7 +22,7 @@ from index.encoding.content import ContentKeys
 from index.encoding.cut import Shard
 from index.encoding.known import KnownRows
 from index.encoding.lookup import Looked, Lookup
-from index.encoding.prepare import Batch, Facts, Prepared, Preparer, died, reason_of
+from index.encoding.prepare import Batch, Facts, Prepared, Preparer, died
 from index.encoding.shard import EncodedShard, ShardOptions
 from index.encoding.workers import Workers, cores_of_this_process, default_workers
 
@@ -183,33 +183,17 @@ class Encoder:
 
 
 @torch.inference_mode()
-def embed(embedder: "Embedder", batch: Batch) -> "Iterable[np.ndarray | str]":
-    """A vector [E] for each row of a batch, or the reason why the embedder refuses it."""
-    if isinstance(batch, list):
-        return _embed_items(embedder, batch)
+def embed(embedder: "Embedder", batch: Batch) -> np.ndarray:
+    """A vector for each row of a batch, float32 [B, E]."""
     device = next(embedder.module.parameters()).device
-    return (
-        embedder.module({name: value.to(device, non_blocking=True) for name, value in batch.items()})
-        .float()
-        .cpu()
-        .numpy()
-    )
-
-
-def _embed_items(embedder: "Embedder", items: list[Item]) -> list[np.ndarray | str]:
-    try:
-        return list(embedder.encode(items, role="item", batch_size=len(items)))
-    except ValueError as error:
-        if len(items) == 1:
-            return [reason_of(error)]
-    return [vector for item in items for vector in _embed_items(embedder, [item])]
+    on_device = {name: value.to(device, non_blocking=True) for name, value in batch.items()}
+    return embedder.module(on_device).float().cpu().numpy()
 
 
 @contextmanager
 def _in_eval_mode(embedder: "Embedder") -> Iterator[None]:
     """Dropout off, whatever mode the model was left in."""
-    module = getattr(embedder, "module", None)
-    training = [] if module is None else [part for part in module.modules() if part.training]
+    training = [part for part in embedder.module.modules() if part.training]
     for part in training:
         part.training = False
     try:

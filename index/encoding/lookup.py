@@ -17,34 +17,10 @@ from index.encoding.known import KnownRow, KnownRows
 if TYPE_CHECKING:
     from fanoise.embedder import Embedder
 
-_BYTES_A_TOKEN = 4
-_PIXELS_A_TOKEN = 28 * 28
-_MOST_PIXELS = 1 << 20
+_DEAR_PIXELS = 1 << 20
+"""Of an image that is dear to look at: a large one."""
 _MOST_PIXELS_OPEN = 1 << 29
 """All images of a batch are in memory at once, at three bytes a pixel and some more while one is decoded."""
-_LEAST_AREA = 10_000
-"""`longest_edge` is a side in some image processors and an area in others."""
-
-
-class Lengths:
-    """Estimates how many tokens a row takes, so that rows of about the same length can share a batch.
-
-    Nothing but padding depends on it.
-    """
-
-    def __init__(self, embedder: "Embedder") -> None:
-        spec = getattr(embedder, "spec", None)
-        self._most_tokens = getattr(spec, "max_tokens", 512)
-        self._most_pixels = getattr(spec, "max_pixels", None) or _pixel_limit(embedder) or _MOST_PIXELS
-
-    def of(self, item: Item) -> float:
-        return self.measure(item)[0]
-
-    def measure(self, item: Item) -> tuple[float, int]:
-        """Tokens, and the pixels of the image as it lies in its file."""
-        text = min(len((item.text or "").encode("utf-8", "replace")) / _BYTES_A_TOKEN, self._most_tokens)
-        pixels = 0 if item.image is None else _pixels(item.image)
-        return text + min(pixels, self._most_pixels) / _PIXELS_A_TOKEN, pixels
 
 
 @dataclass(frozen=True)
@@ -58,7 +34,7 @@ class Lookup:
     """Runs in threads of this process: it reads little, or hashes, and neither holds the interpreter for long."""
 
     def __init__(self, embedder: "Embedder", keys: ContentKeys, known: KnownRows | None) -> None:
-        self._lengths, self._keys = Lengths(embedder), keys
+        self._embedder, self._keys = embedder, keys
         self._known = known if known else None
 
     def __call__(self, item: Item) -> Looked:
@@ -70,8 +46,8 @@ class Lookup:
             known = self._known.find(self._keys.key(item.text, digest))
             if known is not None:
                 return Looked(0, known)
-        length, pixels = self._lengths.measure(item)
-        return Looked(length, None, pixels)
+        pixels = 0 if item.image is None else _pixels(item.image)
+        return Looked(self._embedder.length(item.text, pixels), None, pixels)
 
 
 def batches(lengths: Mapping[int, float], size: int, pixels: Mapping[int, int] | None = None) -> list[list[int]]:
@@ -103,17 +79,9 @@ def _pixels(image: Any) -> int:
 def _size(image: Any) -> tuple[int, int]:
     """Width and height, from the file's header alone; a dear image is not read, and taken for a large one."""
     if is_dear(image):
-        return _MOST_PIXELS, 1
+        return _DEAR_PIXELS, 1
     content = open_regular(image) if isinstance(image, str | Path) else read_image(image)
     if isinstance(content, Image.Image):
         return content.size
     with io.BytesIO(content) if isinstance(content, bytes) else content as file:
         return Image.open(file, formats=FORMATS).size
-
-
-def _pixel_limit(embedder: "Embedder") -> int | None:
-    """The area to which the embedder's image processor shrinks larger images."""
-    processor = getattr(getattr(embedder, "backbone", None), "processor", None)
-    size = getattr(getattr(processor, "image_processor", None), "size", None)
-    edge = dict(size).get("longest_edge") if size else None
-    return edge if edge and edge >= _LEAST_AREA else None

@@ -18,7 +18,7 @@ from index.thumbnails import store_thumbnail, thumbnail_path
 if TYPE_CHECKING:
     from fanoise.embedder import Embedder
 
-Batch = dict[str, torch.Tensor] | list[Item]
+Batch = dict[str, torch.Tensor]
 
 
 @dataclass(frozen=True)
@@ -105,8 +105,6 @@ class Preparer:
         if not rows or self._vectors_given:
             return None, {}
         items = [item for _, item in rows]
-        if not hasattr(self._embedder, "collate"):
-            return items, {}
         try:
             return self._embedder.collate(items, "item"), {}
         except ValueError as error:  # as processors say that they cannot take an image

@@ -23,7 +23,7 @@ ITEM = "item"
 """Field that read_catalog gives the images of one row, by which hits are grouped."""
 SIGNATURES = "signatures.npy"
 """uint8 [n, SIGNATURE_BYTES] of a shard's items, zeros where there is no image."""
-Vectors = Mapping[int, np.ndarray | str]
+Vectors = Mapping[int, np.ndarray]
 """Of positions in a shard: an embedding [E], or the reason why there is none."""
 
 
@@ -152,12 +152,12 @@ class EncodedShard:
             given = _given_vector(fields.pop(self._options.vectors, None), embedder_dim)
             self._items[position] = replace(item, fields=fields)
             self._facts[position] = Facts(None, None, None)
-            self._set_vector(position, given)
+            if isinstance(given, str):
+                self._reject(position, given)
+            else:
+                self._set_vector(position, given)
 
-    def _set_vector(self, position: int, vector: np.ndarray | str) -> None:
-        if isinstance(vector, str):
-            self._reject(position, vector)
-            return
+    def _set_vector(self, position: int, vector: np.ndarray) -> None:
         [short] = truncated(vector[None], self._options.dim)
         if not np.isfinite(short).all():
             self._reject(position, "its embedding is not finite")

@@ -16,6 +16,7 @@ from fanoise.catalog import Item
 from fanoise.images import open_image
 from index.build import build_index
 from index.search import Index, Searcher
+from tests.fake_embedder import FakeEmbedder
 
 COLOURS = {
     "red": (210, 50, 45),
@@ -29,22 +30,20 @@ COLOURS = {
 }
 
 
-class ColourEmbedder:
-    """An embedder as `index` needs one: the mean colour of the picture, or of the colour words, as a unit vector.
+class ColourEmbedder(FakeEmbedder):
+    """The mean colour of the picture, or of the colour words, as a unit vector.
 
     `twist` mixes the channels, so that two embedders order the same items differently.
     """
 
-    dim = 4
-
     def __init__(self, name: str, *, twist: float = 0.0, noise: dict[str, Any] | None = None) -> None:
-        self.name, self.path, self.noise = name, name, noise or {}
-        self.fingerprint = {"weights": hashlib.sha256(f"{name}{twist}".encode()).hexdigest()[:16], "dim": "4"}
+        weights = hashlib.sha256(f"{name}{twist}".encode()).hexdigest()[:16]
+        super().__init__(name, dim=4, weights=weights, noise=noise)
         self._mix = np.eye(4) + twist * np.roll(np.eye(4), 1, axis=0)
 
-    def encode(self, items: Sequence[Item], *, role: str = "item", batch_size: int = 32) -> np.ndarray:
-        rows = np.array([self._mix @ np.append(self._colour(item) / 255 - 0.5, 0.2) for item in items])
-        return (rows / np.linalg.norm(rows, axis=1, keepdims=True)).astype(np.float32)
+    def vector_of(self, item: Item) -> np.ndarray:
+        vector = self._mix @ np.append(self._colour(item) / 255 - 0.5, 0.2)
+        return (vector / np.linalg.norm(vector)).astype(np.float32)
 
     @staticmethod
     def _colour(item: Item) -> np.ndarray:

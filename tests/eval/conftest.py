@@ -2,7 +2,6 @@
 
 import json
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -14,35 +13,28 @@ from fanoise.catalog import Item
 from fanoise.images import open_image
 from index.build import build_index
 from index.search import Index, Searcher
+from tests.fake_embedder import FakeEmbedder
 
 COLOURS = ("red", "green", "blue")
 KINDS = ("mug", "shoe", "lamp")
 WORDS = (*COLOURS, *KINDS, "the")
 
 
-@dataclass(eq=False)
-class WordEmbedder:
+class WordEmbedder(FakeEmbedder):
     """One axis a word; an image is the word for its strongest channel. `weights` tells two embedders apart."""
 
-    weights: str = "words"
-    collapsed: bool = False
-    path: str = "toy/words"
-    name: str = "words"
-    dim: int = len(WORDS)
-    noise: dict[str, Any] = field(default_factory=lambda: {"strength": 0.0})
-    batches: list[int] = field(default_factory=list)
-
-    @property
-    def fingerprint(self) -> dict[str, str]:
-        return {"weights": self.weights, "processor": "p", "prompts": "q", "pooling": "sum", "dim": str(self.dim)}
+    def __init__(self, weights: str = "words", *, collapsed: bool = False) -> None:
+        super().__init__("toy/words", dim=len(WORDS), weights=weights, noise={"strength": 0.0})
+        self.collapsed = collapsed
+        self.batches: list[int] = []
+        """Of queries."""
 
     def encode(self, items: Sequence[Item], *, role: str = "item", batch_size: int = 32) -> np.ndarray:
-        rows = np.stack([self._encode(item) for item in items])
         if role == "query":
             self.batches.append(len(items))
-        return rows
+        return super().encode(items, role=role)
 
-    def _encode(self, item: Item) -> np.ndarray:
+    def vector_of(self, item: Item) -> np.ndarray:
         words = (item.text or "").split()
         if item.image is not None:
             words.append(COLOURS[int(np.asarray(open_image(item.image)).mean(axis=(0, 1)).argmax())])

@@ -14,28 +14,19 @@ from fanoise.catalog import Item
 from fanoise.errors import ImageError
 from fanoise.images import open_image
 from index.build import build_index
+from tests.fake_embedder import FakeEmbedder
 
 COLOURS = ["red", "green", "blue", "white"]
 
 
-class FakeEmbedder:
-    """The interface of `fanoise.Embedder`; a vector is a fixed random function of the text and of the mean colours."""
-
-    dim = 16
+class ToyEmbedder(FakeEmbedder):
+    """A vector is a fixed random function of the text and of the mean colours."""
 
     def __init__(self, path: str | Path, *, weights: str = "ab12cd34ef56ab78", refuse: str = "") -> None:
-        self.path = path
-        self.name = Path(path).name
-        self.noise = {"strength": 0.1, "scaling": "sublinear"}
-        self.fingerprint = {"weights": weights, "processor": "p1", "prompts": "q1", "pooling": "last", "dim": "16"}
+        super().__init__(str(path), dim=16, weights=weights, noise={"strength": 0.1, "scaling": "sublinear"})
         self.refuse = refuse
-        self.batches: list[int] = []
 
-    def encode(self, items: Sequence[Item], *, role: str = "item", batch_size: int = 32) -> np.ndarray:
-        self.batches.append(len(items))
-        return np.stack([self._vector(item) for item in items]) if items else np.empty((0, self.dim), np.float32)
-
-    def _vector(self, item: Item) -> np.ndarray:
+    def vector_of(self, item: Item) -> np.ndarray:
         if self.refuse and item.text == self.refuse:
             raise ImageError("too thin for the vision tower", item.id)
         vector = np.zeros(self.dim)
@@ -57,16 +48,16 @@ def draw(path: Path, number: int) -> None:
 
 
 @pytest.fixture
-def new_embedder(tmp_path: Path) -> Callable[..., FakeEmbedder]:
-    def make(name: str = "run", **options: Any) -> FakeEmbedder:
+def new_embedder(tmp_path: Path) -> Callable[..., ToyEmbedder]:
+    def make(name: str = "run", **options: Any) -> ToyEmbedder:
         (tmp_path / name).mkdir(exist_ok=True)
-        return FakeEmbedder(tmp_path / name, **options)
+        return ToyEmbedder(tmp_path / name, **options)
 
     return make
 
 
 @pytest.fixture
-def embedder(new_embedder: Callable[..., FakeEmbedder]) -> FakeEmbedder:
+def embedder(new_embedder: Callable[..., ToyEmbedder]) -> ToyEmbedder:
     return new_embedder()
 
 
@@ -99,7 +90,7 @@ def new_catalog(tmp_path: Path) -> Callable[..., Path]:
 
 
 @pytest.fixture
-def built(embedder: FakeEmbedder, new_catalog: Callable[..., Path], tmp_path: Path) -> Path:
+def built(embedder: ToyEmbedder, new_catalog: Callable[..., Path], tmp_path: Path) -> Path:
     """A small exact index of 40 items, 6 of them with images."""
     build_index(embedder, new_catalog(), tmp_path / "index", progress=False)  # type: ignore[arg-type]
     return tmp_path / "index"

@@ -20,7 +20,6 @@ import sys
 import time
 import traceback
 from collections import Counter
-from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -37,6 +36,7 @@ from index.manifest import ENCODING, MANIFEST, THUMBNAILS, Manifest
 from index.search import Index
 from index.update import add_items, compact_index, delete_items
 from index.verify import verify_index
+from tests.fake_embedder import FakeEmbedder
 
 ROOT = Path(__file__).parents[2]
 DIM = 24
@@ -47,18 +47,14 @@ State = tuple[tuple[str, str], ...] | None
 """(id, text) of every item, in order; None where there is no index."""
 
 
-class InstantEmbedder:
+class InstantEmbedder(FakeEmbedder):
     """Unit vectors drawn from a digest of the text."""
 
-    dim = DIM
-    name = path = "instant"
-
     def __init__(self) -> None:
-        self.noise: dict[str, Any] = {}
-        self.fingerprint = {"weights": "instant", "dim": str(DIM)}
+        super().__init__("instant", dim=DIM, weights="instant")
 
-    def encode(self, items: Sequence[Item], *, role: str = "item", batch_size: int = 32) -> np.ndarray:
-        return np.stack([vector_of(item.text or "") for item in items])
+    def vector_of(self, item: Item) -> np.ndarray:
+        return vector_of(item.text or "")
 
 
 def vector_of(text: str) -> np.ndarray:

@@ -146,7 +146,7 @@ def test_a_duplicate_id_stops_before_encoding_and_leaves_nothing(embedder, new_c
     before = entries(tmp_path)
     with pytest.raises(CatalogError, match="'g7'"):
         build_index(embedder, catalog, tmp_path / "index", progress=False)
-    assert embedder.batches == []
+    assert embedder.module.batches == []
     assert entries(tmp_path) == before
 
 
@@ -275,16 +275,8 @@ def test_bad_options_are_refused_before_anything_is_written(embedder, new_catalo
 
 
 def test_a_row_that_truncation_leaves_nothing_of_is_rejected(embedder, new_catalog, tmp_path, monkeypatch):
-    encode = embedder.encode
-
-    def encode_with_a_zero(items, **options):
-        vectors = encode(items, **options)
-        for item, vector in zip(items, vectors, strict=True):
-            if item.id == "g5":
-                vector[:] = np.eye(16)[15]
-        return vectors
-
-    monkeypatch.setattr(embedder, "encode", encode_with_a_zero)
+    vector_of, last = embedder.vector_of, np.eye(16, dtype=np.float32)[15]
+    monkeypatch.setattr(embedder, "vector_of", lambda item: last if item.id == "g5" else vector_of(item))
     manifest = build_index(embedder, new_catalog(), tmp_path / "index", dim=8, progress=False)
     assert (manifest.count, manifest.rejected) == (39, 1)
     assert "g5" in (generation(tmp_path / "index") / "rejects.jsonl").read_text()

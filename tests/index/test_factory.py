@@ -124,7 +124,7 @@ def test_an_unknown_factory_is_refused_before_anything_is_encoded(embedder, new_
         build_index(embedder, new_catalog(), tmp_path / "index", factory="Flattish", progress=False)
     assert "\n" not in str(caught.value)
     assert ".cpp" not in str(caught.value)
-    assert embedder.batches == []
+    assert embedder.module.batches == []
 
 
 def test_more_clusters_than_vectors_is_one_clear_line():

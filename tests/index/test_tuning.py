@@ -83,7 +83,7 @@ def test_a_recall_out_of_range_is_refused(store, queries, embedder, new_catalog,
         tune(train_index("HNSW8", store), queries, target=recall)
     with pytest.raises(InputError, match="recall must be above 0"):
         build_index(embedder, new_catalog(), tmp_path / "index", recall=recall, progress=False)
-    assert embedder.batches == []
+    assert embedder.module.batches == []
 
 
 @pytest.mark.parametrize("parameters", [{"nprobe": 0}, {"nprobe": True}, {"ht": 3}, {"nprobe": 1.5}, {"efSearch": 8}])

@@ -61,9 +61,9 @@ def encoded(embedder, catalog):
 def test_added_rows_come_after_those_there_and_only_they_are_encoded(embedder, built, write):
     before = state(built)
     catalog = write("new.csv", [row("n1", "one"), row("n2", "two", image="img/1.png")])
-    embedder.batches.clear()
+    embedder.module.batches.clear()
     change = add_items(embedder, catalog, built, progress=False)
-    assert sum(embedder.batches) == 2
+    assert sum(embedder.module.batches) == 2
     assert (change.added, change.deleted, change.manifest.count, change.manifest.generation) == (2, 0, 42, 2)
     after = state(built)
     assert list(after.items()) == [*before.items(), *encoded(embedder, catalog).items()]
@@ -74,12 +74,12 @@ def test_added_rows_come_after_those_there_and_only_they_are_encoded(embedder, b
 
 def test_ids_that_are_there_are_refused_before_encoding(embedder, built, write):
     catalog = write("new.csv", [row("n1", "one"), row("g7", "x"), row("g9", "y")])
-    embedder.batches.clear()
+    embedder.module.batches.clear()
     with pytest.raises(
         InputError, match=r"ids of .*new\.csv are already in the index \(2, for example 'g7'\); replace"
     ):
         add_items(embedder, catalog, built, progress=False)
-    assert embedder.batches == []
+    assert embedder.module.batches == []
     assert Manifest.read(built).generation == 1
 
 
@@ -482,10 +482,10 @@ def test_added_rows_are_read_as_in_the_build_but_need_their_own_permission(embed
 def test_replacing_by_the_same_content_copies_the_vector(embedder, built, tmp_path):
     catalog = tmp_path / "goods" / "catalog.csv"
     catalog.write_text(catalog.read_text().replace("thing number 7,", "thing number seven,"))
-    before, calls = state(built), len(embedder.batches)
+    before, calls = state(built), len(embedder.module.batches)
     change = add_items(embedder, catalog, built, existing="require", progress=False)
     assert (change.added, change.deleted) == (40, 40)
-    assert embedder.batches[calls:] == [1]
+    assert embedder.module.batches[calls:] == [1]
     after = state(built)
     assert {id for id in after if after[id] != before[id]} == {"g7"}
 

@@ -250,7 +250,7 @@ def test_a_vector_of_the_most_similar_item_is_noticed(embedder, tmp_path, monkey
     catalog = tmp_path / "catalog.csv"
     catalog.write_text("id,text\na,one\nb,two\nc,three\n")
     vectors = {"one": np.eye(16)[0], "two": np.eye(16)[0] + 0.06 * np.eye(16)[1], "three": np.eye(16)[2]}
-    monkeypatch.setattr(embedder, "_vector", lambda item: vectors[item.text] / np.linalg.norm(vectors[item.text]))
+    monkeypatch.setattr(embedder, "vector_of", lambda item: vectors[item.text] / np.linalg.norm(vectors[item.text]))
     build_index(embedder, catalog, tmp_path / "index", progress=False)
     assert verify_index(tmp_path / "index", embedder=embedder, reencode=3) == []
     stored = np.load(generation(tmp_path / "index") / "vectors.npy")
@@ -267,7 +267,7 @@ def test_encoding_again_allows_for_what_bytes_lose_of_a_peaked_vector(embedder, 
     peaked[7] = 1
     vector = (peaked / np.linalg.norm(peaked)).astype(np.float32)
     embedder.dim = 2048
-    monkeypatch.setattr(embedder, "_vector", lambda item: vector)
+    monkeypatch.setattr(embedder, "vector_of", lambda item: vector)
     build_index(embedder, new_catalog(n=2, images=0), tmp_path / "index", precision="int8", progress=False)
     stored = Index.open(tmp_path / "index").vectors.rows(slice(0, 1))[0]
     assert stored @ vector < 0.99
@@ -283,12 +283,12 @@ def test_encoding_again_allows_for_what_truncation_leaves_of_a_vector(embedder, 
         vector[9] = np.sqrt(1 - 0.09)
         return lambda item: vector.astype(np.float32)
 
-    monkeypatch.setattr(embedder, "_vector", first_part_turned_by(0))
+    monkeypatch.setattr(embedder, "vector_of", first_part_turned_by(0))
     for name, dim in (("whole", 16), ("short", 2)):
         build_index(
             embedder, new_catalog(n=2, images=0, name=f"{name}-goods"), tmp_path / name, dim=dim, progress=False
         )
     for loss, faults in ((0.002, 0), (0.007, 2)):
-        monkeypatch.setattr(embedder, "_vector", first_part_turned_by(np.arccos(1 - loss / 0.09)))
+        monkeypatch.setattr(embedder, "vector_of", first_part_turned_by(np.arccos(1 - loss / 0.09)))
         assert len(verify_index(tmp_path / "whole", embedder=embedder, reencode=2)) == faults
         assert len(verify_index(tmp_path / "short", embedder=embedder, reencode=2)) == faults

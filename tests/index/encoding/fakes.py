@@ -1,4 +1,4 @@
-"""An embedder that costs nothing but has both halves of a real one, and catalogues for it; builds as child processes.
+"""An embedder whose model takes as long as wanted, and catalogues for it; builds as child processes.
 
 `python -m tests.index.encoding.fakes` starts builds that are asked for as JSON lines, see `serve`.
 """
@@ -9,7 +9,6 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,47 +19,35 @@ from PIL import Image
 from fanoise.catalog import Item
 from fanoise.errors import ImageError, cli_errors
 from fanoise.images import open_image
+from tests.fake_embedder import FakeEmbedder, FakeModel
 
 DIM = 16
 ENCODING_MARK = "encoding"
 
 
-class Model(torch.nn.Module):
-    """Passes on what `collate` made of the rows, and writes down how many there were."""
-
+class SlowModel(FakeModel):
     def __init__(self, delay_s: float) -> None:
         super().__init__()
-        self.weight = torch.nn.Parameter(torch.zeros(1))
         self.delay_s = delay_s
-        self.batches: list[int] = []
         self.mark: Path | None = None
         """A file that is made when the first batch comes."""
 
     def forward(self, batch: dict[str, torch.Tensor]) -> torch.Tensor:
-        self.batches.append(len(batch["vectors"]))
         if self.mark is not None:
             self.mark.touch()
         time.sleep(self.delay_s)
-        return batch["vectors"] + self.weight
+        return super().forward(batch)
 
 
-class SplitEmbedder:
+class SplitEmbedder(FakeEmbedder):
     """A vector is a fixed random function of the text and of the mean colours, as of the first conftest's embedder."""
 
-    dim = DIM
-
     def __init__(self, path: str = "split", *, weights: str = "w1", delay_s: float = 0.0) -> None:
-        self.path = self.name = path
-        self.noise: dict[str, Any] = {}
-        self.fingerprint = {"weights": weights, "dim": str(DIM)}
-        self.module = Model(delay_s)
+        super().__init__(path, dim=DIM, weights=weights)
+        self.module = SlowModel(delay_s)
 
-    def collate(self, items: Sequence[Item], role: str) -> dict[str, torch.Tensor]:
-        assert role == "item"
-        return {"vectors": torch.from_numpy(np.stack([vector_of(item) for item in items]))}
-
-    def encode(self, items: Sequence[Item], *, role: str = "item", batch_size: int = 32) -> np.ndarray:
-        return np.stack([vector_of(item) for item in items])
+    def vector_of(self, item: Item) -> np.ndarray:
+        return vector_of(item)
 
 
 def vector_of(item: Item) -> np.ndarray:

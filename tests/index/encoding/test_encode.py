@@ -179,19 +179,6 @@ def test_no_room_for_one_row_is_an_error(encode, split):
         encode(split, [Item(id="a", text="x")])
 
 
-def test_an_embedder_with_nothing_but_encode_will_do(encode, split, tmp_path):
-    class Plain:
-        dim, fingerprint, encode = split.dim, split.fingerprint, split.encode
-
-    draw(tmp_path / "a.png", 1)
-    rows = [Item(id=str(i), text="refused" if i == 2 else f"t{i}", image=tmp_path / "a.png") for i in range(9)]
-    for workers in (0, 1):
-        encode(Plain(), rows, str(workers), workers=workers)
-        kept = [row for row in rows if row.id != "2"]
-        assert ids(tmp_path / str(workers)) == [row.id for row in kept]
-        assert np.array_equal(vectors(tmp_path / str(workers)), np.stack([vector_of(row) for row in kept]))
-
-
 def test_known_rows_are_copied_and_the_others_encoded(encode, split, tmp_path):
     rows = list(read_catalog(write_catalog(tmp_path / "c.jsonl", 40, images=10)))
     encode(split, rows, "first")
