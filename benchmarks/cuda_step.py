@@ -144,7 +144,7 @@ def start(folder: Path, options: argparse.Namespace, *, checkpointing: bool) -> 
     from fanoise.embedder import Embedder, EmbedderSpec
     from trainer.config import DataConfig, LoraConfig, ModelConfig, RunConfig
     from trainer.engine import init_process_group, make_engine, resolve_dtype
-    from trainer.startup import add_lora
+    from trainer.model import add_lora
 
     transformers.utils.logging.disable_progress_bar()
     config = RunConfig(

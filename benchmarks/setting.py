@@ -23,9 +23,9 @@ from fanoise.noise import NoiseConfig
 from trainer.batches import StepBatch, StepBatches, load_plan
 from trainer.config import DataConfig, LoraConfig, ModelConfig, OptimizerConfig, RunConfig
 from trainer.engine import init_process_group, make_engine
+from trainer.model import build_embedder
 from trainer.objective import Objective
 from trainer.step import make_labels, train_step
-from trainer.train import build_embedder
 
 SEED = 5
 

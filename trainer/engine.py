@@ -1,11 +1,9 @@
 """The DeepSpeed engine: process group, ZeRO settings, optimiser and schedule."""
 
-import json
 import os
 import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 import deepspeed
@@ -16,8 +14,6 @@ from transformers import get_linear_schedule_with_warmup
 from fanoise.embedder import EmbeddingModel
 from fanoise.errors import ConfigError
 from trainer.config import RunConfig
-
-_ZERO_FILES = Path(__file__).parent / "deepspeed"
 
 
 def init_process_group() -> torch.device:
@@ -98,7 +94,7 @@ def _without_compiler() -> Iterator[None]:
 
 
 def _deepspeed_config(config: RunConfig) -> dict[str, Any]:
-    settings = json.loads((_ZERO_FILES / f"zero{config.zero_stage}.json").read_text())
+    settings: dict[str, Any] = {"zero_optimization": {"stage": config.zero_stage}}
     monitors = {
         f"{name}_monitor" if name == "csv" else name: {
             "enabled": True,

@@ -1,54 +1,12 @@
 """What will run, in a few lines that a person reads before they wait."""
 
-import re
 from collections.abc import Sequence
 
 import torch
-from torch import nn
 
 from fanoise.backbones import Backbone
-from fanoise.errors import ConfigError, one_line
 from fanoise.noise import noise_in_logits
-from trainer.config import LoraConfig, RunConfig
-
-
-def add_lora(backbone: Backbone, config: LoraConfig) -> None:
-    """Wrap the backbone's model in fresh adapters.
-
-    Raises: ConfigError when `targets` matches nothing, listing what there is.
-    """
-    import peft
-
-    settings = peft.LoraConfig(
-        r=config.rank,
-        lora_alpha=config.alpha,
-        lora_dropout=config.dropout,
-        use_dora=config.dora,
-        target_modules=config.targets or backbone.lora_targets,
-    )
-    names = [name for name, module in backbone.model.named_modules() if isinstance(module, nn.Linear)]
-    try:
-        backbone.model = peft.get_peft_model(backbone.model, settings)
-    except (ValueError, re.error) as error:
-        there = list(dict.fromkeys(re.sub(r"\d+", "N", name) for name in names))
-        more = f" and {len(there) - 24} more" if len(there) > 24 else ""
-        raise ConfigError(
-            f"lora.targets {settings.target_modules!r} matches no module or cannot be adapted "
-            f"({one_line(error)[:120]}); it must match in full one of: {', '.join(there[:24])}{more}"
-        ) from None
-
-
-def check_backbone(config: RunConfig, backbone: Backbone) -> None:
-    """Raise ConfigError for what this backbone, with its adapters, cannot do. It may lie on the `meta` device."""
-    pooling = config.model.pooling
-    if pooling is not None and pooling not in backbone.poolings:
-        raise ConfigError(
-            f"model.pooling must be one of {', '.join(backbone.poolings)} for this backbone, got {pooling}"
-        )
-    if config.noise.position == "input" and config.noise.strength and backbone.language_model is None:
-        raise ConfigError("noise.position input needs a language model; this backbone has none, take output")
-    if config.loss.dropout_pairs and not _has_dropout(backbone.model):
-        raise ConfigError("loss.dropout_pairs needs dropout, and the model has none; set lora.dropout")
+from trainer.config import RunConfig
 
 
 def describe_run(
@@ -100,11 +58,6 @@ def _learning_rate(config: RunConfig) -> str:
     # the last step still has the rate of the step before it: step s is taken at (s - 1) / warmup of the peak
     highest = lr * (config.max_steps - 1) / warmup
     return f"learning rate at most {highest:.2g} (optimizer.warmup_steps {warmup} is not over by then, lower it)"
-
-
-def _has_dropout(module: nn.Module) -> bool:
-    """Whether two forward passes of the module in training mode can differ."""
-    return any(isinstance(part, nn.Dropout) and part.p > 0 for part in module.modules())
 
 
 def _noise(config: RunConfig, dim: int) -> str:

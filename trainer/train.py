@@ -15,11 +15,10 @@ import torch
 import torch.distributed as dist
 from tqdm import tqdm
 
-from fanoise.backbones import load_skeleton, split_revision
+from fanoise.backbones import load_skeleton
 from fanoise.distributed import rank, world_size
-from fanoise.embedder import Embedder, EmbedderSpec, base_reference, read_spec, run_folder, weights_digest
-from fanoise.errors import ArtifactError, ConfigError, TrainingError
-from fanoise.input_noise import InputNoise
+from fanoise.embedder import Embedder
+from fanoise.errors import ConfigError, TrainingError
 from fanoise.storage import write_atomic
 from trainer.batches import BatchPlan, StepBatch, StepBatches, load_plan, load_validation, step_loader
 from trainer.checkpoint import (
@@ -34,6 +33,7 @@ from trainer.config import RunConfig
 from trainer.engine import init_process_group, make_engine, resolve_dtype
 from trainer.first_process import on_first_process
 from trainer.hub import push
+from trainer.model import add_lora, attach_input_noise, build_embedder, check_backbone, read_base_spec
 from trainer.model_card import model_card
 from trainer.objective import Objective
 from trainer.rejects import RejectShare, broken_pairs
@@ -46,7 +46,7 @@ from trainer.run_folder import (
     publish,
     write_config,
 )
-from trainer.startup import add_lora, check_backbone, describe_run
+from trainer.startup import describe_run
 from trainer.step import count, train_step
 from trainer.validation import VALIDATION_FILE, HeldOut, History, read_held_out, validate
 
@@ -92,7 +92,7 @@ def dry_run(config: RunConfig) -> str:
     check_run_folder(config)
     plan = load_plan(config)
     load_validation(config)
-    _base_spec(config)
+    read_base_spec(config)
     backbone = load_skeleton(config.model.base)
     if config.lora.enabled:
         add_lora(backbone, config.lora)
@@ -116,7 +116,7 @@ def _train_in(
     objective = Objective(
         config.noise, temperature=config.temperature, seed=config.seed, loss=config.loss, last_step=config.max_steps
     )
-    input_noise = _attach_input_noise(embedder, config)
+    input_noise = attach_input_noise(embedder, config)
     batches = StepBatches(plan, embedder, config, rank=rank(), world_size=world_size())
     loader = step_loader(batches, first_step=done + 1, last_step=config.max_steps, workers=config.data.workers)
     if rank() == 0:
@@ -195,66 +195,9 @@ def _train_in(
     engine.destroy()
 
 
-def build_embedder(config: RunConfig, device: torch.device) -> Embedder:
-    """The base checkpoint as an embedder, with fresh LoRA adapters unless every parameter is trained."""
-    model, inherited = config.model, _base_spec(config)
-    embedder = Embedder.from_pretrained(
-        config.model.base, device="cpu", dtype=resolve_dtype(config), attention=model.attention
-    )
-    backbone = embedder.backbone
-    spec = replace(
-        inherited,
-        prompts={
-            "query": embedder.prompts["query"] if model.query_prompt is None else model.query_prompt,
-            "item": embedder.prompts["item"] if model.item_prompt is None else model.item_prompt,
-        },
-        pooling=inherited.pooling if model.pooling is None else model.pooling,
-        max_pixels=inherited.max_pixels if model.max_pixels is None else model.max_pixels,
-        max_tokens=inherited.max_tokens if model.max_tokens is None else model.max_tokens,
-        noise={},
-    )
-    if config.lora.enabled:
-        spec = replace(
-            spec,
-            base_model=base_reference(config.model.base, config.output_dir),
-            base_revision=split_revision(embedder.path)[1],
-            base_weights=weights_digest(config.model.base),
-        )
-        add_lora(backbone, config.lora)
-    check_backbone(config, backbone)
-    if model.gradient_checkpointing:
-        backbone.unwrapped.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
-    # ZeRO 3 brings it to the device in parts
-    embedder = Embedder(backbone, spec, path=config.output_dir, device="cpu" if config.zero_stage == 3 else str(device))
-    embedder.module.train()
-    embedder.module.normalize = config.noise.features == "normalized"
-    return embedder
-
-
-def _base_spec(config: RunConfig) -> EmbedderSpec:
-    base = config.model.base
-    folder = run_folder(base)
-    spec = EmbedderSpec() if folder is None else read_spec(folder)
-    if spec.base_model is not None:
-        raise ArtifactError(
-            f"model.base {base} is an adapter; start from its base {spec.base_model!r} (relative to it) instead"
-        )
-    return spec
-
-
 def _push(config: RunConfig) -> None:
     if config.push_to_hub:
         print(f"pushed to {push(config.output_dir, config.push_to_hub)}", file=sys.stderr)
-
-
-def _attach_input_noise(embedder: Embedder, config: RunConfig) -> InputNoise | None:
-    if config.noise.position != "input" or config.noise.strength == 0:
-        return None
-    language_model = embedder.backbone.language_model
-    assert language_model is not None, "check_backbone"
-    noise = InputNoise(config.noise.strength)
-    noise.attach(language_model)
-    return noise
 
 
 def _validate(

@@ -16,8 +16,8 @@ from trainer.config import DataConfig, ModelConfig, OptimizerConfig, RunConfig
 from trainer.engine import init_process_group, make_engine
 from trainer.full_state import WEIGHTS, full_tensors
 from trainer.gradcache import Side, gradcache_backward
+from trainer.model import build_embedder
 from trainer.step import update
-from trainer.train import build_embedder
 
 
 def weights(engine) -> list[torch.Tensor]:

@@ -28,8 +28,8 @@ from trainer.config import DataConfig, LoraConfig, LossConfig, ModelConfig, Opti
 from trainer.engine import init_process_group, make_engine, resolve_dtype
 from trainer.full_state import full_tensors
 from trainer.gradcache import ModelBatch, Side, gradcache_backward
+from trainer.model import add_lora
 from trainer.objective import Labels, Objective
-from trainer.startup import add_lora
 
 WORDS = ("red", "blue", "green", "yellow", "black")
 DEFAULTS = {

@@ -14,7 +14,7 @@ from fanoise.embedder import Embedder
 from tests.fanoise.backbones.families import FAMILIES
 from trainer.command_line import parse
 from trainer.config import RunConfig
-from trainer.train import build_embedder
+from trainer.model import build_embedder
 
 RECIPES = sorted((Path(__file__).parents[2] / "trainer/recipes").glob("*.yaml"))
 _FAMILY = {"Qwen/Qwen2-VL": "qwen2_vl", "llava-hf/llava-v1.6": "llava_next", "microsoft/Phi-3.5-vision": "phi3_v"}

@@ -14,7 +14,8 @@ from fanoise.errors import ConfigError
 from fanoise.noise import NoiseConfig
 from trainer.__main__ import main
 from trainer.config import DataConfig, LoraConfig, ModelConfig, OptimizerConfig, RunConfig
-from trainer.startup import add_lora, check_backbone, describe_run
+from trainer.model import add_lora, check_backbone
+from trainer.startup import describe_run
 
 
 def config(**changes) -> RunConfig:
