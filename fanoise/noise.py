@@ -5,7 +5,7 @@ Letters: m rows of a batch, n embedding dimensions, k = min(m, n), r = numerical
 
 import math
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Literal, get_args
 
 import torch
@@ -20,6 +20,8 @@ Features = Literal["normalized", "raw"]
 Sides = Literal["both", "query", "target"]
 SpectrumOf = Literal["global", "local"]
 Position = Literal["output", "input"]
+_OF_INPUT = {"position", "strength", "warmup_steps", "decay_steps"}
+"""Settings that act on noise on the token embeddings."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,8 +63,11 @@ class NoiseConfig:
         for name in ("warmup_steps", "decay_steps"):
             if getattr(self, name) < 0:
                 raise ConfigError(f"noise.{name} must be >= 0, got {getattr(self, name)}")
-        if self.position == "input" and self.sides != "both":
-            raise ConfigError(f"noise.sides must be both with noise.position input, got {self.sides!r}")
+        if self.position == "input":
+            for one in fields(self):
+                value = getattr(self, one.name)
+                if one.name not in _OF_INPUT and value != one.default:
+                    raise ConfigError(f"noise.{one.name} {value} does not act with noise.position input; leave it out")
 
     def strength_at(self, step: int, last_step: int = sys.maxsize) -> float:
         """The strength of a step, 1 .. last_step, under the schedule; without a last step it never falls."""

@@ -290,3 +290,10 @@ def test_suggested_strength_is_where_isotropic_noise_drowns_the_last_needed_dire
 def test_suggest_strength_refuses_too_few_rows():
     with pytest.raises(ConfigError, match="batch_size"):
         suggest_strength(torch.eye(4), batch_size=8)
+
+
+@pytest.mark.parametrize("other", [{"scaling": "linear"}, {"energy_matched": True}, {"spectrum": "local"}])
+def test_what_does_not_act_on_the_input_is_refused(other):
+    NoiseConfig(position="input", strength=5, warmup_steps=3, decay_steps=2)
+    with pytest.raises(ConfigError, match=f"noise.{next(iter(other))} .* does not act with noise.position input"):
+        NoiseConfig(position="input", **other)
