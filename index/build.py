@@ -186,7 +186,7 @@ class Build:
             manifest = writer.commit(
                 fresh=True,
                 embedder=_embedder_ref(self.embedder, self.out),
-                catalog=catalog_ref(self.catalog, self.out, text=self.text, **self._reading),
+                catalog=catalog_ref(self.catalog, self.out, text=self.text, vectors=self.vectors, **self._reading),
                 embedder_dim=self.embedder.dim,
                 group_by=ITEM if counts.is_grouped else None,
                 **ann,
@@ -298,7 +298,11 @@ def check_apart(catalog: Path, folder: Path) -> None:
 def catalog_ref(
     catalog: Path, folder: Path, *, text: str | None, images: str | Path | None = None, **reading: Any
 ) -> CatalogRef:
-    """A catalogue as the manifest of the index in `folder` names it; `reading` goes to `read_catalog`, too."""
+    """A catalogue as the manifest of the index in `folder` names it.
+
+    Args:
+        reading: goes to `read_catalog`, too, but for `vectors`, the column that the vectors are taken from.
+    """
     defaults = {"image": "image", "allow_outside": False, "allow_urls": False}
     options = {name: value for name, value in reading.items() if value != defaults.get(name)}
     if images is not None:

@@ -99,7 +99,7 @@ def empty_index(factory: str, dim: int) -> faiss.Index:
     """An untrained index of inner products. Raises InputError for a string that FAISS does not know."""
     try:
         return faiss.index_factory(dim, factory, faiss.METRIC_INNER_PRODUCT)
-    except RuntimeError as error:
+    except (RuntimeError, MemoryError) as error:
         raise InputError(
             f"factory {factory!r} is not one that FAISS can build for inner products and dim {dim}: "
             f"{faiss_reason(error)}; use auto, Flat, or for example HNSW32 or IVF256,Flat"

@@ -217,7 +217,7 @@ def _misfits_of_lists(index: faiss.IndexIVF) -> Iterator[str]:
             yield f"a row beyond its {index.ntotal} in inverted list {number}"
 
 
-def faiss_reason(error: RuntimeError) -> str:
+def faiss_reason(error: Exception) -> str:
     """FAISS's message without its C++ signature and file."""
     return one_line(error).split(".cpp:", 1)[-1].split(": ", 1)[-1].removeprefix("Error: ").strip()
 

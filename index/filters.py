@@ -69,6 +69,19 @@ class FieldFilter:
             notes.append("some items meet each condition of the filter, but none meets all")
         return notes
 
+    def check_bounds(self, where: Mapping[str, Any]) -> None:
+        """Refuse numbers as bounds of a field that would be compared as text, since '100' is before '50' there.
+
+        Raises: InputError with an example of what is no number, or as `mask`.
+        """
+        for name, several in conditions(where).items():
+            for one in several:
+                if isinstance(one, Range) and (odd := self.field(name).not_a_number(one)) is not None:
+                    raise InputError(
+                        f"where: {name!r} {COMPARED_AS_TEXT}, for example {odd!r}; correct that first, or name the "
+                        "items by their ids"
+                    )
+
     def field(self, name: str) -> "Field":
         """Raises InputError for an unknown one, listing the known."""
         if name not in self._names:
@@ -121,7 +134,7 @@ class Field:
         if isinstance(condition, (In, Not)):
             unknown = [value for value in condition.values if not self._equal([value]).any()]
             return [f"no item has {self.name} {self._quoted(value)}{self._instead(value)}" for value in unknown]
-        if isinstance(condition, Range) and (odd := self._not_a_number(condition)) is not None:
+        if isinstance(condition, Range) and (odd := self.not_a_number(condition)) is not None:
             return [f"{self.name} {COMPARED_AS_TEXT}, for example {odd!r}"]
         if self.mask(condition).any():
             return []
@@ -177,13 +190,19 @@ class Field:
     def _senseless(self, sign: str, value: str, rule: str) -> InputError:
         return InputError(f"where {self.name}{sign}{value}: the field {self.name!r} holds {rule}")
 
-    def _not_a_number(self, condition: Range) -> str | None:
+    def not_a_number(self, condition: Range) -> str | None:
         """A text among numbers, because of which bounds that are numbers too are compared as text."""
-        if self._numbers is not None or not has_numbers(condition):
+        return self._odd_text if self._numbers is None and has_numbers(condition) else None
+
+    @cached_property
+    def _odd_text(self) -> str | None:
+        """The first text that spells no number, where others do."""
+        if self.kind != "text":
             return None
-        texts = self.distinct.slice(0, _MOST_COMPARED).to_pylist()
-        odd = [text for text in texts if as_number(text) is None]
-        return odd[0] if odd and len(odd) < len(texts) else None
+        texts = self.distinct.to_pylist()
+        if all(as_number(text) is None for text in texts):
+            return None
+        return next((text for text in texts if as_number(text) is None), None)
 
     @cached_property
     def _numbers(self) -> Any:

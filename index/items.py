@@ -158,9 +158,14 @@ def concat_items(tables: Sequence[pa.Table]) -> pa.Table:
     columns: dict[str, Any] = {"row": pa.array(range(sum(map(len, tables))), pa.int64())}
     for name in COLUMNS[1:]:
         columns[name] = pa.chunked_array([chunk for table in tables for chunk in table[name].chunks], pa.string())
-    names = list(dict.fromkeys(name for table in tables for name in field_names(table)))
+    found = [_members(table) for table in tables]
+    names = list(dict.fromkeys(name for chunks in found for name in chunks))
     if names:
-        members = [_concat_members([_member(table, name) for table in tables]) for name in names]
+        lengths = [len(table) for table in tables]
+        members = [
+            _concat_members([_joined(one.get(name), length) for one, length in zip(found, lengths, strict=True)])
+            for name in names
+        ]
         columns["fields"] = pa.StructArray.from_arrays(members, names=names)
     return pa.table(columns)
 
@@ -187,11 +192,15 @@ def field_names(table: pa.Table) -> list[str]:
     return [member.name for member in table.schema.field("fields").type] if "fields" in table.column_names else []
 
 
-def _member(table: pa.Table, name: str) -> pa.Array:
-    if name not in field_names(table):
-        return pa.nulls(len(table))
-    chunks = table["fields"].chunks
-    return pa.concat_arrays([pc.struct_field(chunk, name) for chunk in chunks]) if chunks else pa.nulls(0)
+def _members(table: pa.Table) -> dict[str, list[pa.Array]]:
+    """The chunks of its fields by name, in one go: looking for one after the other would go through all each time."""
+    names = field_names(table)
+    chunks = [chunk.flatten() for chunk in table["fields"].chunks] if names else []
+    return {name: [chunk[number] for chunk in chunks] for number, name in enumerate(names)}
+
+
+def _joined(chunks: list[pa.Array] | None, length: int) -> pa.Array:
+    return pa.concat_arrays(chunks) if chunks else pa.nulls(length)
 
 
 def _concat_members(arrays: Sequence[pa.Array]) -> pa.Array:

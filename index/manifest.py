@@ -74,7 +74,8 @@ class EmbedderRef:
 class CatalogRef:
     """The catalogue, `path` relative to the index folder; `text` is the column or template, None the default.
 
-    `options` are the other arguments of `fanoise.catalog.read_catalog` that differ from their defaults.
+    `options` are the other arguments of `fanoise.catalog.read_catalog` that differ from their defaults, and `vectors`,
+    the column that the vectors were taken from, where there is one.
     """
 
     name: str

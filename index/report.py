@@ -77,6 +77,7 @@ def describe_change(folder: Path, command: str, change: Change, seconds: float) 
         ledger = manifest.generation_in(folder) / REJECTS
         lines.append(f"Rejected {_count(change.rejected, 'row')}, listed at the end of {ledger}:")
         lines += _reasons(kinds_of(ledger, last=change.rejected))
+    lines += [f"note: {_plain(note)}" for note in change.notes]
     if manifest.deleted > manifest.live // 4:
         lines.append(f"{_count(manifest.deleted, 'deleted row')} still take room; `python -m index compact` frees it")
     return "\n".join(lines)

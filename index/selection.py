@@ -49,7 +49,7 @@ class Selections:
 
     def __init__(self, items: Items, live: np.ndarray) -> None:
         self._nothing_deleted = bool(live.all())
-        self._filter = FieldFilter(items.field_names, partial(_live_column, items, live))
+        self._filter = live_filter(items, live)
         # no bound methods: an index would then refer to itself, and stay in memory after it is replaced
         self._select = lru_cache(_KEPT)(partial(_select, self._filter, live))
         self._groups = lru_cache(_KEPT)(partial(_number_groups, items))
@@ -77,6 +77,11 @@ class Selections:
 
 def _key(where: Mapping[str, Any] | None) -> _Key:
     return tuple((name, tuple(several)) for name, several in conditions(where).items())
+
+
+def live_filter(items: Items, live: np.ndarray) -> FieldFilter:
+    """A filter of the rows in `live` (bool [N]); the others match nothing, and their values decide nothing."""
+    return FieldFilter(items.field_names, partial(_live_column, items, live))
 
 
 def _live_column(items: Items, live: np.ndarray, name: str) -> pa.Array:

@@ -6,8 +6,8 @@ number goes into deleted.npy, and no search returns it. `compact` makes an index
 
 import json
 import shutil
-from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import partial
 from itertools import chain
 from pathlib import Path
@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+import pyarrow.parquet as pq
 from tqdm import tqdm
 
 from fanoise.catalog import Item, catalog_root
@@ -27,9 +28,9 @@ from index.encoding.items import encode_items
 from index.encoding.known import KnownRows
 from index.encoding.plan import catalog_state
 from index.encoding.rejects import Reject
+from index.encoding.shard import ITEM, is_one_of_several
 from index.factory import add_rows, check_factory
 from index.faiss_file import read_index, write_index
-from index.filters import FieldFilter
 from index.generations import Writer, writing
 from index.held_out import measure_overlap, text_queries
 from index.items import Items, concat_items, field_names, printable_text, read_items, write_items
@@ -43,6 +44,7 @@ from index.manifest import (
     VECTORS,
     Manifest,
 )
+from index.selection import live_filter
 from index.store import VectorStore, VectorWriter, read_deleted, write_deleted
 from index.tuning import RECALL, set_parameters
 
@@ -66,6 +68,8 @@ class Change:
     deleted: int = 0
     """Rows that are gone, those that were replaced among them."""
     rejected: int = 0
+    notes: list[str] = field(default_factory=list)
+    """What became of fields, and is easily overlooked."""
 
 
 def add_items(
@@ -79,6 +83,7 @@ def add_items(
     images: str | Path | None = None,
     allow_outside: bool = False,
     allow_urls: bool = False,
+    vectors: str | None = None,
     batch_size: int = 32,
     progress: bool = True,
 ) -> Change:
@@ -88,9 +93,10 @@ def add_items(
         existing: what of ids that are in the index already? `refuse` them; let the new rows `replace` the old ones; or
             `require` them, so that rows are replaced and none is new. In an index that groups several rows to an item,
             a row is known if its item is, and new rows replace all rows of their item. A row that is rejected replaces
-            nothing.
+            nothing. The first rows that are several images of an item make an index one that groups them.
         text, image, images: how the catalogue is read, as in `read_catalog`; default as in the build.
         allow_outside, allow_urls: as in `read_catalog`; what the build's catalogue was allowed is not passed on.
+        vectors: the column that holds the vectors; default as in the build, "" encodes the rows.
     Raises: InputError for ids that are in the index, or not; CatalogError for a bad catalogue; ArtifactError for
         another embedder or a damaged index. Nothing is changed then.
     """
@@ -110,6 +116,7 @@ def add_items(
             "allow_outside": allow_outside,
             "allow_urls": allow_urls,
         }
+        vectors = (before.get("vectors") if vectors is None else vectors) or None
         current = _Current(writer)
         read = catalog_state(catalog)
         # Read once before encoding: ids that cannot be taken are found in seconds.
@@ -133,6 +140,7 @@ def add_items(
                 batch_size=batch_size,
                 dim=old.dim,
                 precision=old.precision,
+                vectors=vectors,
                 known=KnownRows([current.folder], index=writer.folder, dim=old.dim, precision=old.precision),
                 advance=bar.update,
             )
@@ -144,9 +152,13 @@ def add_items(
         rejected = _merge_ledgers(current.folder / REJECTS, new / REJECTS, writer.stage / REJECTS, names)
         ann = _join(writer, current, new, added, replaced, lambda: text_queries(embedder, None, writer.stage))
         shutil.rmtree(new)
-        ref = catalog_ref(catalog, writer.folder, text=text, **reading)
-        manifest = writer.commit(**ann, added=[*(r for r in old.added if r != ref), ref])
-        return Change(manifest=manifest, added=len(added), deleted=len(replaced), rejected=rejected)
+        ref = catalog_ref(catalog, writer.folder, text=text, vectors=vectors, **reading)
+        group_by = old.group_by
+        if group_by is None and ITEM not in field_names(current.table) and any(_items_of_several(added)):
+            group_by = ITEM
+        notes = _narrowed(current.table.schema, pq.read_schema(writer.stage / ITEMS))
+        manifest = writer.commit(**ann, group_by=group_by, added=[*(r for r in old.added if r != ref), ref])
+        return Change(manifest=manifest, added=len(added), deleted=len(replaced), rejected=rejected, notes=notes)
 
 
 def delete_items(
@@ -237,8 +249,10 @@ class _Current:
         return VectorStore.open(self.folder / VECTORS)
 
     def matching(self, where: Mapping[str, Any]) -> np.ndarray:
-        items = Items.of(self.table, self.deleted)
-        return FieldFilter(items.field_names, items.column).mask(where)
+        """bool [N]. Raises InputError, as a search does, and where a search would compare numbers as text."""
+        filter = live_filter(Items.of(self.table, self.deleted), self.live)
+        filter.check_bounds(where)
+        return filter.mask(where)
 
     def rows_named(self, names: Collection[str]) -> np.ndarray:
         """Live rows whose id, or whose group's value, is one of these."""
@@ -265,16 +279,42 @@ def _name_columns(table: pa.Table, group_by: str | None) -> list[pa.ChunkedArray
 
 
 def _names(table: pa.Table, group_by: str | None) -> set[str]:
-    return {name for column in _name_columns(table, group_by) for name in column.drop_null().to_pylist()}
+    names = {name for column in _name_columns(table, group_by) for name in column.drop_null().to_pylist()}
+    return names.union(_items_of_several(table)) if group_by is None else names
 
 
 def _names_of(item: Item | Reject, group_by: str | None) -> tuple[str, str] | None:
     """Id and group of a row that is not encoded yet; where it has no group, the id twice; None for a reject."""
     if isinstance(item, Reject):
         return None
-    group = None if group_by is None else item.fields.get(group_by)
+    if group_by is None:
+        group = item.fields.get(ITEM) if is_one_of_several(item.id, item.fields.get(ITEM)) else None
+    else:
+        group = item.fields.get(group_by)
     id = printable_text(item.id)
     return id, id if group is None else printable_text(str(group))
+
+
+def _items_of_several(table: pa.Table) -> Iterator[str]:
+    """What the field `item` says of the rows that are one of several images."""
+    if ITEM in field_names(table):
+        items = pc.struct_field(table["fields"], ITEM).to_pylist()
+        yield from (
+            item for id, item in zip(table["id"].to_pylist(), items, strict=True) if is_one_of_several(id, item)
+        )
+
+
+def _narrowed(before: pa.Schema, after: pa.Schema) -> list[str]:
+    """What is to be said of fields that have become text, so that filters on them mean something else."""
+    old = before.field("fields").type if "fields" in before.names else []
+    new = {member.name: member.type for member in (after.field("fields").type if "fields" in after.names else [])}
+    return [
+        f"the field {member.name!r} is text now, for the new rows have other values there than {member.type}; filters "
+        "compare it as text"
+        for member in old
+        if pa.types.is_string(new[member.name])
+        and not (pa.types.is_string(member.type) or pa.types.is_null(member.type))
+    ]
 
 
 def _check_existing(existing: Existing, asked: Sequence[tuple[str, str]], known: set[str], catalog: Path) -> None:

@@ -94,6 +94,9 @@ def _add_encoding_options(parser: Parser) -> None:
     add_index_option(parser)
     add_catalog_options(parser, defaults=_AS_BUILT)
     add_reading_options(parser, defaults=_AS_BUILT)
+    parser.add_argument(
+        "--vectors", metavar="COLUMN", help=f"column with the rows' vectors, '' to encode the rows{_AS_BUILT}"
+    )
     parser.add_argument("--embedder", metavar="RUN", help="embedder to use (default: the one the index names)")
     add_device_option(parser)
     parser.add_argument("--json", action="store_true", help="print what was done as JSON")
@@ -122,6 +125,7 @@ def _run_add(args: argparse.Namespace) -> int:
         images=args.images,
         allow_outside=args.allow_outside,
         allow_urls=args.allow_urls,
+        vectors=args.vectors,
         batch_size=args.batch_size,
         progress=not args.no_progress,
     )
@@ -148,7 +152,7 @@ def _read_ids(file: Path | None) -> list[str]:
     if file is None:
         return []
     try:
-        text = sys.stdin.read() if str(file) == "-" else file.read_text(encoding="utf-8-sig")
+        text = (sys.stdin.read() if sys.stdin else "") if str(file) == "-" else file.read_text(encoding="utf-8-sig")
     except FileNotFoundError:
         raise InputError(f"--ids-file {file}: no such file") from None
     except UnicodeDecodeError:
@@ -160,7 +164,7 @@ def _report(args: argparse.Namespace, change: "Change", start: float) -> int:
     from index.report import describe_change
 
     if args.json:
-        counts = {"added": change.added, "deleted": change.deleted, "rejected": change.rejected}
+        counts = {"added": change.added, "deleted": change.deleted, "rejected": change.rejected, "notes": change.notes}
         print(json.dumps(counts | {"generation": change.manifest.generation, "live": change.manifest.live}))
     else:
         print(describe_change(args.index, args.command, change, time.perf_counter() - start))

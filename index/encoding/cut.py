@@ -54,6 +54,7 @@ def referenced_rows(ref: CatalogRef, index: Path, *, allow_outside: bool, allow_
     """
     catalog = index / ref.path
     reading = ref.options | {"allow_outside": allow_outside, "allow_urls": allow_urls}
+    reading.pop("vectors", None)
     if "images" in reading:
         reading["images"] = index / reading["images"]
         if not allow_outside and not reading["images"].resolve().is_relative_to(catalog_root(catalog).resolve()):

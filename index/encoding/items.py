@@ -32,6 +32,7 @@ def encode_items(
     dim: int | None = None,
     precision: Precision = "fp32",
     workers: int | None = None,
+    vectors: str | None = None,
     known: KnownRows | None = None,
     advance: Callable[[int], object] = lambda rows: None,
 ) -> Assembled:
@@ -43,13 +44,14 @@ def encode_items(
         root: folder of the catalogue; image paths below it are stored relative to it.
         dim: keep the first dimensions of each vector only; default all.
         workers: processes that prepare rows; default by the cores, none for a few rows.
+        vectors: take each row's vector from this field of it.
         known: rows whose vectors are copied.
         advance: called with the number of rows done since the last call.
     Raises: CatalogError if every row was rejected.
     """
     dim = embedder.dim if dim is None else dim
     number, rows = settle_workers(workers, iter(items))
-    options = ShardOptions(dim=dim, precision=precision)
+    options = ShardOptions(dim=dim, precision=precision, vectors=vectors)
     shards = []
     with (
         Encoder(

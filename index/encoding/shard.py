@@ -40,6 +40,11 @@ class ShardOptions:
     """Take each row's vector from this field of it; there is no model then."""
 
 
+def is_one_of_several(id: str, item: Any) -> bool:
+    """Whether a row of this id, with this in the field `item`, is one of several images of a thing."""
+    return isinstance(item, str) and id.rpartition("#")[0] == item
+
+
 class EncodedShard:
     """A shard's rows with their results; complete when each row is known, encoded or rejected.
 
@@ -80,7 +85,7 @@ class EncodedShard:
     @property
     def is_grouped(self) -> bool:
         """Whether there are items that are one of several images of a thing, which the field `item` names."""
-        return any(item.id.rpartition("#")[0] == item.fields.get(ITEM) for item in self._items.values())
+        return any(is_one_of_several(item.id, item.fields.get(ITEM)) for item in self._items.values())
 
     def contents(self) -> dict[int, Item]:
         """What is to be encoded, or only opened where vectors are given, by position."""

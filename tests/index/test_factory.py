@@ -130,3 +130,12 @@ def test_an_unknown_factory_is_refused_before_anything_is_encoded(embedder, new_
 def test_more_clusters_than_vectors_is_one_clear_line():
     with pytest.raises(InputError, match=r"'IVF64,Flat' does not suit 20 vectors.*training points"):
         train_index("IVF64,Flat", VectorStore(unit_rows(20)))
+
+
+def test_a_factory_of_more_lists_than_the_memory_holds_is_refused(monkeypatch):
+    def index_factory(*_):
+        raise MemoryError("std::bad_alloc")
+
+    monkeypatch.setattr("faiss.index_factory", index_factory)
+    with pytest.raises(InputError, match=r"'IVF999999999,Flat' is not one that FAISS can build .*std::bad_alloc"):
+        check_factory("IVF999999999,Flat", 128)

@@ -156,7 +156,7 @@ def test_add_update_delete_compact_export(built, tmp_path, capsys):
     assert third == "  1 × file not found, n2 (img/no.png)"
 
     assert main(["update", *index, "--catalog", str(folder / "changed.csv"), "--no-progress", "--json"]) == 0
-    done = {"added": 2, "deleted": 2, "rejected": 0, "generation": 3, "live": 41}
+    done = {"added": 2, "deleted": 2, "rejected": 0, "notes": [], "generation": 3, "live": 41}
     assert json.loads(capsys.readouterr().out) == done
     assert main(["add", *index, "--catalog", str(folder / "changed.csv"), "--replace", "--no-progress"]) == 0
     assert "Added 2 items, of which 2 replaced in " in capsys.readouterr().out
@@ -305,3 +305,11 @@ def test_commands_on_folders_refuse_a_collection_and_a_file(tmp_path, capsys):
     for command in (["info"], ["verify"], ["delete", "--id", "g1"]):
         line = fails(capsys, *command, "--index", "milvus+file:shop.db/goods")
         assert "'milvus+file:shop.db/goods' is a Milvus collection, which only `search` reads; name the index" in line
+
+
+def test_a_closed_stdin_names_no_ids(built, monkeypatch, capsys):
+    monkeypatch.setattr("sys.stdin", None)
+    with pytest.raises(SystemExit) as ended:
+        main(["delete", "--index", str(built), "--ids-file", "-"])
+    assert ended.value.code == 2
+    assert "nothing says which items to delete" in capsys.readouterr().err
