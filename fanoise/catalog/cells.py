@@ -18,6 +18,9 @@ _SCHEME = re.compile(r"([a-z][a-z0-9+.-]+)://", re.IGNORECASE)  # two letters at
 _DATA_URL = re.compile(r"data:[^,]*,", re.IGNORECASE)
 # base64 of how JPEG, PNG, GIF, WebP and both kinds of TIFF begin
 _BASE64_STARTS = ("/9j/", "iVBORw0KGgo", "R0lGOD", "UklGR", "SUkqA", "TU0AK")
+_BASE64 = re.compile(r"[A-Za-z0-9+/_=\s-]{256,}")  # longer than a file's name: how others begin, names of files do, too
+_MOST_PATH = 4096
+"""Characters: no file has a longer path."""
 
 
 class ImageCells:
@@ -51,19 +54,22 @@ class ImageCells:
         raise Fault(cell, f"the image is a {type(cell).__name__}, must be a path, bytes, or base64 text")
 
     def _read_text(self, cell: str, place: str) -> Path | ImageSource:
-        if head := _DATA_URL.match(cell):
-            content = cell[head.end() :]
+        text = cell.strip()  # but of a path, blanks may be a part
+        if head := _DATA_URL.match(text):
+            content = text[head.end() :]
             if ";base64" in head[0].lower():
                 return ImageBytes(_decode(urllib.parse.unquote(content)), place)
             return ImageBytes(urllib.parse.unquote_to_bytes(content), place)
-        if cell.startswith(_BASE64_STARTS) and "." not in cell:
-            return ImageBytes(_decode(cell), place)
-        if scheme := _SCHEME.match(cell):
+        if "." not in text and (text.startswith(_BASE64_STARTS) or _BASE64.fullmatch(text)):
+            return ImageBytes(_decode(text), place)
+        if scheme := _SCHEME.match(text):
             if scheme[1].lower() not in ("http", "https"):
                 raise Fault(cell, f"{scheme[1]}:// is not supported; fetch the images and name their paths")
             if not self._allow_urls:
                 raise Fault(cell, "URLs are not fetched; allow it with --allow-urls, or fetch the images first")
-            return RemoteImage(cell)
+            return RemoteImage(text)
+        if len(cell) > _MOST_PATH:  # which the ledger is not to repeat
+            raise Fault(None, f"the image is a text of {len(cell)} characters, neither a path nor base64")
         return self._read_path(cell)
 
     def _read_path(self, cell: str) -> Path:

@@ -34,6 +34,9 @@ class Columns:
     def check(self, path: str | Path, columns: Iterable[str]) -> None:
         """Raises: CatalogError where a column that was asked for is not among `columns`."""
         columns = tuple(columns)
+        known = ", ".join(columns)
+        if len(columns) == 1 and (sign := next((sign for sign in ";\t|" if sign in columns[0]), None)):
+            known += f" (one column: is {sign!r} what separates them? A .csv has commas, a .tsv tabs)"
         wanted: list[str] = []
         if self.text is not None:
             try:
@@ -46,11 +49,11 @@ class Columns:
             wanted += self.images
         for name in wanted:
             if name not in columns:
-                raise CatalogError(f"{path}: unknown column {name!r}; the columns are {', '.join(columns)}")
+                raise CatalogError(f"{path}: unknown column {name!r}; the columns are {known}")
         if self.text is None and TEXT not in columns and not set(self.images) & set(columns):
             raise CatalogError(
                 f"{path}: no column 'image' or 'text'; name yours (--image COLUMN, --text COLUMN), "
-                f"the columns are {', '.join(columns)}"
+                f"the columns are {known}"
             )
 
     def items(

@@ -1,17 +1,14 @@
 """Folders: images and PDF documents at any depth; a sub-folder is the field `category`."""
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
 from fanoise.catalog.pdf import PDF_SUFFIX, PdfPage, count_pages
 from fanoise.catalog.rejects import Rejects
 from fanoise.errors import CatalogError, ImageError
-from fanoise.images import IMAGE_SUFFIXES
-
-# Pictures to whoever put them there, and passed over in silence they would be missed: each is a reject.
-_OTHER_IMAGE_SUFFIXES = frozenset({".heic", ".heif", ".avif", ".jxl", ".jp2", ".svg"})
+from fanoise.images import IMAGE_SUFFIXES, OTHER_IMAGE_SUFFIXES
 
 FOLDER_COLUMNS = ("id", "image", "category", "document", "page")
 
@@ -23,16 +20,16 @@ def read_folder(folder: Path, reject: Rejects) -> Iterator[tuple[int, dict[str, 
     """
     number = 0
     suffixes = IMAGE_SUFFIXES | {PDF_SUFFIX}
-    files = walk(folder, suffixes | _OTHER_IMAGE_SUFFIXES, reject)
+    files = walk(folder, suffixes | OTHER_IMAGE_SUFFIXES, reject)
     for number, row in enumerate(_rows(folder, files, reject), start=1):
         yield number, row
     if not number and not reject.count:
         raise CatalogError(f"{folder}: no images found; expected {', '.join(sorted(suffixes))} files")
 
 
-def read_pdf(path: Path, reject: Rejects) -> Iterator[tuple[int, dict[str, Any]]]:
-    """Yield (number, row) of every page of one document."""
-    yield from enumerate(_pages(path, path.name, {}, reject), start=1)
+def read_pdfs(files: Iterable[Path], root: Path, reject: Rejects) -> Iterator[tuple[int, dict[str, Any]]]:
+    """Yield (number, row) of every page of some documents, named by their paths below `root`."""
+    yield from enumerate(_rows(root, iter(files), reject), start=1)
 
 
 def walk(folder: Path, suffixes: frozenset[str], reject: Rejects) -> Iterator[Path]:
@@ -78,8 +75,8 @@ def _rows(folder: Path, files: Iterator[Path], reject: Rejects) -> Iterator[dict
         fields = {"category": relative.parent.as_posix()} if relative.parent != Path() else {}
         if file.suffix.lower() == PDF_SUFFIX:
             yield from _pages(file, relative.as_posix(), fields, reject)
-        elif file.suffix.lower() in _OTHER_IMAGE_SUFFIXES:
-            reject(relative.as_posix(), file, f"{file.suffix.lower()} images are not read; convert it, such as to JPEG")
+        elif file.suffix.lower() in OTHER_IMAGE_SUFFIXES:
+            reject(relative.as_posix(), file, not_read(file.suffix.lower()))
         else:
             yield {"id": relative.as_posix(), "image": file, **fields}
 
@@ -92,6 +89,11 @@ def _pages(path: Path, name: str, fields: dict[str, Any], reject: Rejects) -> It
         return
     for page in range(1, pages + 1):
         yield {"id": f"{name}#{page}", "image": PdfPage(path, page), **fields, "document": name, "page": page}
+
+
+def not_read(suffix: str) -> str:
+    """Why an image of OTHER_IMAGE_SUFFIXES is a reject."""
+    return f"{suffix} images are not read; convert it, such as to JPEG"
 
 
 def _relative(entry: os.DirEntry[str], folder: Path) -> str:

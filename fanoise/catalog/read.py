@@ -8,7 +8,7 @@ from typing import Any
 
 from fanoise.catalog.cells import ImageCells
 from fanoise.catalog.columns import ID, IMAGE, Columns
-from fanoise.catalog.folders import FOLDER_COLUMNS, entries, read_folder, read_pdf, walk
+from fanoise.catalog.folders import FOLDER_COLUMNS, entries, read_folder, read_pdfs, walk
 from fanoise.catalog.huggingface import count_dataset_rows, is_dataset, read_dataset
 from fanoise.catalog.item import Item
 from fanoise.catalog.patterns import is_pattern, pattern_files, pattern_root
@@ -144,7 +144,7 @@ def _open(path: Path, reject: Rejects) -> _Source:
         raise CatalogError(f"{path}: no such file or folder; give a {', '.join(_SUFFIXES)} file, or a folder")
     kind = path.suffix.lower()
     if kind == PDF_SUFFIX:
-        return _Source(read_pdf(path, reject), columns=FOLDER_COLUMNS, has_ids=False)
+        return _Source(read_pdfs([path], path.parent, reject), columns=FOLDER_COLUMNS, has_ids=False)
     if kind == TAR_SUFFIX:
         return _Source(read_shards([("", path)], reject), columns=SAMPLE_COLUMNS, has_ids=True)
     return _parts(kind, [path], path.parent, reject)
@@ -154,6 +154,8 @@ def _parts(kind: str, files: list[Path], root: Path, reject: Rejects) -> _Source
     if kind == TAR_SUFFIX:
         named = ((f"{file.relative_to(root).with_suffix('').as_posix()}/", file) for file in files)
         return _Source(read_shards(named, reject), columns=SAMPLE_COLUMNS, has_ids=True)
+    if kind == PDF_SUFFIX:
+        return _Source(read_pdfs(files, root, reject), columns=FOLDER_COLUMNS, has_ids=len(files) > 1)
     if kind not in TABLE_SUFFIXES:
         raise CatalogError(f"{files[0]}: unknown kind {kind!r}; expected one of {', '.join(_SUFFIXES)}")
     return _Source(read_tables(files), has_ids=True if kind == ".jsonl" or len(files) > 1 else None)

@@ -12,9 +12,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from fanoise.catalog.folders import not_read
 from fanoise.catalog.rejects import Rejects
 from fanoise.errors import ImageError, one_line
-from fanoise.images import IMAGE_SUFFIXES, open_regular
+from fanoise.images import IMAGE_SUFFIXES, OTHER_IMAGE_SUFFIXES, open_regular
 
 TAR_SUFFIX = ".tar"
 _TEXTS = {"txt": "text", "text": "text", "caption": "text", "cls": "cls"}
@@ -116,8 +117,12 @@ def _row(path: Path, id: str, members: list[list[Any]], reject: Rejects) -> dict
     images: list[TarMember] = []
     texts: dict[str, Any] = {}
     entries: dict[str, Any] = {}
+    others: list[tuple[str, TarMember | str]] = []
     for suffix, member in members:
-        is_image = f".{suffix.rpartition('.')[2]}" in IMAGE_SUFFIXES
+        kind = f".{suffix.rpartition('.')[2]}"
+        is_image = kind in IMAGE_SUFFIXES
+        if kind in OTHER_IMAGE_SUFFIXES:
+            others.append((kind, member))
         if not is_image and suffix not in ("json", *_TEXTS):
             continue
         if isinstance(member, str):
@@ -133,6 +138,10 @@ def _row(path: Path, id: str, members: list[list[Any]], reject: Rejects) -> dict
         except (ImageError, OSError) as error:
             reject(id, member, getattr(error, "reason", None) or str(error))
             return None
+    if others and not images:  # its text alone would be another item
+        kind, member = others[0]
+        reject(id, member if isinstance(member, TarMember) else f"{path}/{member}", not_read(kind))
+        return None
     # what the sample's own files say goes before what its .json says
     row = {**entries, **texts, "id": id}
     if images:

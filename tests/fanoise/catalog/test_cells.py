@@ -109,7 +109,7 @@ def test_odd_names_are_only_names(shop, name):
 def test_names_that_no_file_can_have_fail_when_opened_not_before(shop):
     from fanoise.errors import ImageError
 
-    path = write(shop / "a.jsonl", [{"image": "a\0b.png"}, {"image": "x" * 5000}])
+    path = write(shop / "a.jsonl", [{"image": "a\0b.png"}, {"image": "x" * 300 + ".png"}])
     raw(path, path.read_bytes() + b'{"image": "\\ud83d.png"}\n')
     for item in read_catalog(path):
         with pytest.raises(ImageError, match="cannot be opened"):
@@ -148,6 +148,8 @@ def test_a_struct_without_bytes_is_its_path_and_an_empty_one_nothing(shop):
         "\n".join(ENCODED[i : i + 76] for i in range(0, len(ENCODED), 76)),
         base64.urlsafe_b64encode(png()).decode(),
         f"data:image/png;base64,{ENCODED}",
+        f" \n{ENCODED}\n",
+        f" data:image/png;base64, {ENCODED} ",
         f"DATA:image/png;charset=x;BASE64,{ENCODED.replace('+', '%2B')}",
         "data:image/png," + "".join(f"%{byte:02x}" for byte in png()),
     ],
@@ -159,7 +161,13 @@ def test_text_may_be_an_image_in_base64(shop, cell, suffix):
     assert str(item.image).endswith(f"a{suffix}: row 1")
 
 
-@pytest.mark.parametrize("kind", ["JPEG", "PNG", "GIF", "WEBP", "TIFF"])
+def test_a_text_that_is_too_long_for_a_path_is_not_repeated_in_the_ledger(shop):
+    _, rejects = read(write(shop / "a.jsonl", [{"image": "no path. " * 1000}, {"image": "*" * 5000}]))
+    assert [len(reason) < 100 and "neither a path nor base64" in reason for _, _, reason in rejects] == [True, True]
+    assert {path for _, path, _ in rejects} == {"a.jsonl"}
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "GIF", "WEBP", "TIFF", "BMP", "PPM"])
 def test_base64_of_each_format_is_known_from_a_path(shop, kind):
     import io
 

@@ -167,3 +167,10 @@ def test_file_and_column_names_may_be_odd(tmp_path):
 def test_rows_without_an_id_are_numbered(tmp_path):
     path = raw(tmp_path / "a.jsonl", '{"text": "a"}\n{"text": "b", "id": 0}\n{"text": "c", "id": ""}\n')
     assert [item.id for item in read_catalog(path)] == ["1", "0", "3"]
+
+
+@pytest.mark.parametrize("text", [None, "title"])
+def test_a_table_with_other_separators_says_so(tmp_path, text):
+    (tmp_path / "a.csv").write_text("id;title;price\n1;mug;2\n")
+    with pytest.raises(CatalogError, match=r"id;title;price \(one column: is ';' what separates them\?"):
+        list(read_catalog(tmp_path / "a.csv", text=text))

@@ -179,3 +179,15 @@ def test_a_suffix_of_every_format_that_is_decoded_is_read(tmp_path):
     for suffix in ("jpg", "png", "webp", "gif", "bmp", "tiff", "ppm"):
         Image.new("RGB", (4, 4)).save(tmp_path / f"a.{suffix}")
     assert len(list(read_catalog(tmp_path))) == len(FORMATS)
+
+
+def test_documents_can_be_named_by_a_pattern(tmp_path):
+    pdf(tmp_path / "2024" / "b.pdf", 2), pdf(tmp_path / "2023" / "a.pdf"), pdf(tmp_path / "c.pdf")
+    raw(tmp_path / "2024" / "broken.pdf", b"x")
+    rejects = []
+    items = list(read_catalog(tmp_path / "20*" / "*.pdf", on_reject=lambda *fault: rejects.append(fault[0])))
+    assert [item.id for item in items] == ["2023/a.pdf#1", "2024/b.pdf#1", "2024/b.pdf#2"]
+    assert items[1].fields == {"category": "2024", "document": "2024/b.pdf", "page": 1}
+    assert rejects == ["2024/broken.pdf"]
+    with pytest.raises(CatalogError, match=r"id 'c\.pdf#1' was already used"):
+        list(read_catalog(tmp_path / "{c,c}.pdf"))

@@ -114,6 +114,13 @@ def test_names_that_would_lead_out_are_only_names(tmp_path, monkeypatch):
     assert sorted(tmp_path.rglob("*")) == before
 
 
+def test_a_picture_of_a_kind_that_is_not_read_is_a_reject_unless_another_is_there(tmp_path):
+    path = tar(tmp_path / "a.tar", {"a.avif": b"x", "a.txt": b"mug", "b.avif": b"x", "b.png": png(), "c.txt": b"cup"})
+    items, rejects = read(path)
+    assert [item.id for item in items] == ["b", "c"]
+    assert rejects == [("a", "a.tar/a.avif", ".avif images are not read; convert it, such as to JPEG")]
+
+
 @pytest.mark.parametrize("kind", [tarfile.SYMTYPE, tarfile.LNKTYPE, tarfile.CHRTYPE, tarfile.FIFOTYPE])
 def test_links_and_devices_are_rejects_and_never_followed(tmp_path, kind):
     path = tar(tmp_path / "a.tar", {"a.png": png(), "b.png": link("b.png", "/etc/passwd", kind), "c.png": png()})
