@@ -18,15 +18,16 @@ import pyarrow.compute as pc
 
 from fanoise.errors import InputError
 from index.where import (
-    COMPARED_AS_TEXT,
+    NO_NUMBERS,
     Condition,
     Contains,
     In,
     Not,
     Range,
+    are_numbers,
     as_number,
     conditions,
-    has_numbers,
+    is_written_otherwise,
     spelled,
     unknown_field,
 )
@@ -68,19 +69,6 @@ class FieldFilter:
         if where and not notes and not self.mask(where).any():
             notes.append("some items meet each condition of the filter, but none meets all")
         return notes
-
-    def check_bounds(self, where: Mapping[str, Any]) -> None:
-        """Refuse numbers as bounds of a field that would be compared as text, since '100' is before '50' there.
-
-        Raises: InputError with an example of what is no number, or as `mask`.
-        """
-        for name, several in conditions(where).items():
-            for one in several:
-                if isinstance(one, Range) and (odd := self.field(name).not_a_number(one)) is not None:
-                    raise InputError(
-                        f"where: {name!r} {COMPARED_AS_TEXT}, for example {odd!r}; correct that first, or name the "
-                        "items by their ids"
-                    )
 
     def field(self, name: str) -> "Field":
         """Raises InputError for an unknown one, listing the known."""
@@ -134,15 +122,26 @@ class Field:
         if isinstance(condition, (In, Not)):
             unknown = [value for value in condition.values if not self._equal([value]).any()]
             return [f"no item has {self.name} {self._quoted(value)}{self._instead(value)}" for value in unknown]
-        if isinstance(condition, Range) and (odd := self.not_a_number(condition)) is not None:
-            return [f"{self.name} {COMPARED_AS_TEXT}, for example {odd!r}"]
-        if self.mask(condition).any():
-            return []
+        said = self._bounds_note(condition) if isinstance(condition, Range) else []
+        if said or self.mask(condition).any():
+            return said
         if isinstance(condition, Contains):
             return [f"no item has {condition.text!r} in its {self.name}{self._instead(condition.text)}"]
         asked = [("from", condition.min), ("to", condition.max)]
         span = " ".join(f"{word} {self._quoted(end)}" for word, end in asked if end is not None)
         return [f"no item has a {self.name} {span}{self._extent()}"]
+
+    def _bounds_note(self, condition: Range) -> list[str]:
+        """Where values are not what the bounds look like: text among numbers, days first and years first."""
+        if self.kind != "text":
+            return []
+        if self._compares_numbers(condition):
+            return [] if self._odd_text is None else [f"{self.name} {NO_NUMBERS}, for example {self._odd_text!r}"]
+        for end in filter(None, (condition.min, condition.max)):
+            other = next((text for text in self.distinct.to_pylist() if is_written_otherwise(text, end)), None)
+            if other is not None:
+                return [f"{self.name} is compared as text, and not all of it is written like {end!r}: {other!r}"]
+        return []
 
     def _rows(self, chosen: np.ndarray) -> np.ndarray:
         """bool [N] from bool [distinct values]: rows with a value that is chosen."""
@@ -166,21 +165,26 @@ class Field:
         return np.isin(self._numbers, np.array(numbers, dtype=self._numbers.dtype))
 
     def _between(self, condition: Range) -> np.ndarray:
+        as_numbers = self._compares_numbers(condition)
         chosen = np.ones(len(self.distinct), dtype=bool)
         for sign, end in ((">=", condition.min), ("<=", condition.max)):
             if end is None:
                 continue
             if self.kind == "flag":
                 raise self._senseless(sign, end, "flags, which have no order; use =")
-            if self._numbers is None:
+            if not as_numbers:
                 compare = pc.greater_equal if sign == ">=" else pc.less_equal
                 chosen &= _bools(compare(self.distinct, end))
                 continue
             number = as_number(end)
             if number is None:
                 raise self._senseless(sign, end, "numbers; give one, such as 10 or 2.5")
-            chosen &= self._numbers >= number if sign == ">=" else self._numbers <= number
+            chosen &= self._numbers >= number if sign == ">=" else self._numbers <= number  # never true of NaN
         return chosen
+
+    def _compares_numbers(self, condition: Range) -> bool:
+        """Whether the bounds are compared with numbers: in text, too, unless they are none, and some of it is none."""
+        return self._numbers is not None and (are_numbers(condition) or self._odd_text is None)
 
     def _containing(self, condition: Contains) -> np.ndarray:
         if self.kind != "text":
@@ -190,34 +194,25 @@ class Field:
     def _senseless(self, sign: str, value: str, rule: str) -> InputError:
         return InputError(f"where {self.name}{sign}{value}: the field {self.name!r} holds {rule}")
 
-    def not_a_number(self, condition: Range) -> str | None:
-        """A text among numbers, because of which bounds that are numbers too are compared as text."""
-        return self._odd_text if self._numbers is None and has_numbers(condition) else None
-
     @cached_property
     def _odd_text(self) -> str | None:
         """The first text that spells no number, where others do."""
-        if self.kind != "text":
+        if self.kind != "text" or self._numbers is None:
             return None
-        texts = self.distinct.to_pylist()
-        if all(as_number(text) is None for text in texts):
-            return None
-        return next((text for text in texts if as_number(text) is None), None)
+        odd = np.flatnonzero(np.isnan(self._numbers))
+        return self.distinct[int(odd[0])].as_py() if len(odd) else None
 
     @cached_property
     def _numbers(self) -> Any:
-        """The distinct values as numbers, in their order; None unless all of them are or spell numbers."""
+        """The distinct values as numbers, in their order, NaN for text that spells none; None if there are none."""
         if self.kind == "number":
             return self.distinct.to_numpy(zero_copy_only=False)
-        if self.kind == "flag" or not len(self.distinct):
+        if self.kind == "flag":
             return None
-        numbers = np.empty(len(self.distinct))
-        for i, text in enumerate(self.distinct.to_pylist()):
-            number = as_number(text)
-            if number is None:
-                return None
-            numbers[i] = number
-        return numbers
+        spelled_out = [as_number(text) for text in self.distinct.to_pylist()]
+        if all(number is None for number in spelled_out):
+            return None
+        return np.array([np.nan if number is None else number for number in spelled_out], dtype=float)
 
     def _quoted(self, value: str) -> str:
         return value if self.kind == "number" and as_number(value) is not None else repr(value)
@@ -239,7 +234,7 @@ class Field:
         if not len(self.distinct):
             return "; no item has any"
         if self._numbers is not None:
-            low, high = spelled(self._numbers.min().item()), spelled(self._numbers.max().item())
+            low, high = (spelled(end.item()) for end in (np.nanmin(self._numbers), np.nanmax(self._numbers)))
         else:
             low, high = (repr(end.as_py()) for end in pc.min_max(self.distinct).values())
         return f"; they run from {low} to {high}"

@@ -249,10 +249,8 @@ class _Current:
         return VectorStore.open(self.folder / VECTORS)
 
     def matching(self, where: Mapping[str, Any]) -> np.ndarray:
-        """bool [N]. Raises InputError, as a search does, and where a search would compare numbers as text."""
-        filter = live_filter(Items.of(self.table, self.deleted), self.live)
-        filter.check_bounds(where)
-        return filter.mask(where)
+        """bool [N] of what a search finds. Raises InputError, as a search does."""
+        return live_filter(Items.of(self.table, self.deleted), self.live).mask(where)
 
     def rows_named(self, names: Collection[str]) -> np.ndarray:
         """Live rows whose id, or whose group's value, is one of these."""

@@ -5,7 +5,8 @@
     20, "shoes", True            the value
     {"in": [...]}                one of these values
     {"not": value or [...]}      another value than these
-    {"min": x, "max": y}         from x to y, both included; either may be left out
+    {"min": x, "max": y}         from x to y, both included; either may be left out; text that spells numbers counts as
+                                 numbers where the bounds are numbers, and other text meets none then
     {"contains": "text"}         the text somewhere inside, in small or capital letters
 
 or to a list of these, all of which must hold. In a field that holds lists, a condition holds if it holds for one
@@ -28,6 +29,7 @@ from typing import Any
 from fanoise.errors import InputError
 
 _PAIR = re.compile(r"(.*?)(!=|>=|<=|\*=|=)(.*)", re.DOTALL)
+_DIGITS = re.compile(r"\d[\d./:T -]*")
 _FORMS = '{"in": [...]}, {"not": [...]}, {"min": x, "max": y} or {"contains": "text"}'
 
 
@@ -107,12 +109,20 @@ def written_where(where: Mapping[str, Any]) -> list[str]:
     return pairs
 
 
-COMPARED_AS_TEXT = "is compared as text, in which '10' comes before '9': some of it is no number"
+NO_NUMBERS = "holds text that is no number and meets no bound that is one"
 
 
-def has_numbers(bounds: Range) -> bool:
-    """Whether an end of the range spells a number, so that numbers are meant."""
-    return any(as_number(end) is not None for end in (bounds.min, bounds.max) if end)
+def are_numbers(bounds: Range) -> bool:
+    """Whether each end that the range has spells a number, so that numbers are meant."""
+    return all(as_number(end) is not None for end in (bounds.min, bounds.max) if end is not None)
+
+
+def is_written_otherwise(text: str, bound: str) -> bool:
+    """Whether both are digits with separators, as dates are, but set otherwise: 31/12/2025 and 2025-12-31."""
+    if not (_DIGITS.fullmatch(text) and _DIGITS.fullmatch(bound)):
+        return False
+    form, other = (re.sub(r"\d", "0", one) for one in (text, bound))
+    return not (form.startswith(other) or other.startswith(form))
 
 
 def unknown_field(name: str, known: Sequence[str], *, said_of: str = "") -> InputError:

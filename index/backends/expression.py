@@ -11,7 +11,7 @@ from typing import Any
 from fanoise.errors import InputError
 from index.backends.folding import fold, marked
 from index.backends.layout import Field, Layout, column_of
-from index.where import Condition, Contains, In, Not, Range, as_number, conditions, spelled
+from index.where import Condition, Contains, In, Not, Range, are_numbers, as_number, conditions, spelled
 
 NEVER = "row < 0"
 _ESCAPES = str.maketrans({"\\": "\\\\", '"': '\\"', "\n": "\\n", "\r": "\\r", "\t": "\\t"})
@@ -88,7 +88,7 @@ def _between(field: Field, condition: Range) -> str:
             raise _senseless(field, sign, end, "lists, whose members Milvus cannot order; use = or *=")
         if field.kind == "bool":
             raise _senseless(field, sign, end, "flags, which have no order; use =")
-        if not field.number:
+        if not field.number or (field.is_mixed and not are_numbers(condition)):
             parts.append(f"{field.compared} {sign} {literal(end)}")
             continue
         number = as_number(end)

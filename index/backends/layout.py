@@ -6,7 +6,7 @@
     thumbnail   VARCHAR, its SHA-256
     f_NAME      a field: INT64, DOUBLE, BOOL or VARCHAR, as its values are
     c_NAME      its text folded for `contains`, where folding changes anything
-    n_NAME      its number, where every text of the field spells one
+    n_NAME      its number, where a text of the field spells one
     other       JSON: fields of other types (lists, dates, objects), and those for which 64 columns are too few
 
 Names of fields are arbitrary and names of columns are not, so the layout records which column is which field's.
@@ -177,7 +177,8 @@ def _put(row: dict[str, Any], field: Field, value: Any) -> None:
         places[field.compared] = text
         places[field.folded] = None if text is None else shortened(fold(text))
         if field.number:
-            places[field.number] = None if not text else float(as_number(text) or 0)
+            number = as_number(text) if text else None
+            places[field.number] = None if number is None else float(number)
     elif field.compared != field.value:
         places[field.compared] = None if value is None else float(value)
     for place, content in places.items():
@@ -211,10 +212,9 @@ def _field(name: str, number: int, column: pa.Array, taken: set[str], *, in_othe
     column = column.cast(pa.string())
     folded = own if _folded(column).equals(column) else other("c") if in_other else f"c_{own[2:]}"
     spells = [as_number(text) for text in column.drop_null().unique().to_pylist() if text]
-    is_number = bool(spells) and None not in spells
-    place = "" if not is_number else other("n") if in_other else f"n_{own[2:]}"
-    is_mixed = None in spells and any(number is not None for number in spells)
-    return Field(name, "text", own, own, folded, place, is_mixed=is_mixed)
+    has_numbers = any(number is not None for number in spells)
+    place = "" if not has_numbers else other("n") if in_other else f"n_{own[2:]}"
+    return Field(name, "text", own, own, folded, place, is_mixed=has_numbers and None in spells)
 
 
 def _check_ids(ids: pa.ChunkedArray) -> None:

@@ -20,7 +20,7 @@ from index.backends.layout import Field, value_of
 from index.hits import Hit
 from index.manifest import THUMBNAILS, CatalogRef, EmbedderRef
 from index.thumbnails import is_digest, thumbnail_path
-from index.where import COMPARED_AS_TEXT, Condition, Contains, In, Not, Range, conditions, has_numbers
+from index.where import NO_NUMBERS, Condition, Contains, In, Not, Range, are_numbers, conditions
 
 if TYPE_CHECKING:
     from pymilvus import MilvusClient
@@ -239,8 +239,8 @@ class MilvusBackend:
         for name, several in where:
             field = self.facts.layout.field(name, said_of="where: ")
             for one in several:
-                if isinstance(one, Range) and field.is_mixed and has_numbers(one):
-                    notes.append(f"{name} {COMPARED_AS_TEXT}")
+                if isinstance(one, Range) and field.is_mixed and are_numbers(one):
+                    notes.append(f"{name} {NO_NUMBERS}")
                 asked = [In((value,)) for value in one.values] if isinstance(one, (In, Not)) else [one]
                 notes += [
                     f"no item has {_said(name, part)}"

@@ -15,6 +15,7 @@ COLUMNS = {
     "title": ["Red shoe", "blue SHOE", "", None, "Straße", "red"],
     "csv": ["9", "10", "2.50", "", None, "100"],
     "mixed": ["9", "10", "n/a", "", None, "100"],
+    "days": ["01/02/2026", "31/12/2025", None, "2026-03-01", "", "1/5/2024"],
     "tags": [["a", "b"], ["b"], [], None, ["c", None], ["B"]],
     "sizes": [[38, 40], [40], [], None, [42], [None]],
     "seen": [datetime.date(2026, 1, 2), datetime.date(2025, 12, 31), None, None, datetime.date(2026, 3, 1), None],
@@ -59,7 +60,11 @@ def filter():
         ({"csv": {"max": "9.5"}}, [0, 2]),
         ({"csv": "2.5"}, []),
         ({"csv": "2.50"}, [2]),
-        ({"mixed": {"min": "9"}}, [0, 2]),
+        ({"mixed": {"min": "9"}}, [0, 1, 5]),
+        ({"mixed": {"max": 9.5}}, [0]),
+        ({"mixed": {"min": "9", "max": "o"}}, [0, 2]),
+        ({"days": {"min": "2026"}}, [1, 3]),
+        ({"days": {"min": "2026-01-01"}}, [1, 3]),
         ({"tags": "b"}, [0, 1]),
         ({"tags": ["a", "b"]}, [0]),
         ({"tags": {"in": ["a", "c"]}}, [0, 4]),
@@ -150,8 +155,14 @@ def test_a_condition_that_does_not_suit_the_field_is_refused(filter, where, mess
         ({"none": "x"}, ["no item has none 'x'"]),
         (
             {"mixed": {"min": 9}},
-            ["mixed is compared as text, in which '10' comes before '9': some of it is no number, "],
+            ["mixed holds text that is no number and meets no bound that is one, for example 'n/a'"],
         ),
+        ({"mixed": {"min": "9", "max": "o"}}, []),
+        (
+            {"days": {"min": "2026-01-01"}},
+            ["days is compared as text, and not all of it is written like '2026-01-01': '01/02/2026'"],
+        ),
+        ({"days": {"max": "01/12/2026"}}, ["days is compared as text, and not all of it is written like '01/12/2026'"]),
         ({"price": 5, "title": "red"}, ["some items meet each condition of the filter, but none meets all"]),
     ],
 )
@@ -168,8 +179,8 @@ def test_rows_that_are_null_match_nothing_and_are_not_near():
     assert gone.notes({"title": "boots"}) == ["no item has title 'boots'; near: 'book'"]
 
 
-def test_a_number_beyond_all_fractions_is_text():
+def test_a_number_beyond_all_fractions_is_none():
     columns = {"text": ["9" * 400, "5"], "price": [1.5, 2.5]}
     filter = FieldFilter(list(columns), lambda name: pa.array(columns[name]))
-    assert filter.mask({"text": {"min": "6"}}).tolist() == [True, False]
+    assert filter.mask({"text": {"min": "4"}}).tolist() == [False, True]
     assert filter.mask({"price": "9" * 400}).tolist() == [False, False]

@@ -193,11 +193,11 @@ def test_notes_name_values_that_no_item_has(filled, folder, where, notes):
 
 
 @pytest.mark.parametrize("name", ["fit", "size", "made"])
-def test_bounds_that_are_compared_as_text_are_named(filled, folder, name):
+def test_text_that_no_bound_can_be_met_by_is_named(filled, folder, name):
     notes, expected = (backend.notes({name: {"min": "9"}}) for backend in (filled, folder))
-    said = "fit is compared as text, in which '10' comes before '9': some of it is no number"
-    assert [note for note in notes if "compared" in note] == [said] * (name == "fit")
-    assert [note.partition(", for example")[0] for note in expected if "compared" in note] == [said] * (name == "fit")
+    said = "fit holds text that is no number and meets no bound that is one"
+    assert [note for note in notes if "bound" in note] == [said] * (name == "fit")
+    assert [note.partition(", for example")[0] for note in expected if "bound" in note] == [said] * (name == "fit")
 
 
 @pytest.mark.parametrize(
