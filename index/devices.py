@@ -21,6 +21,7 @@ from fanoise.errors import one_line
 from index.dispatcher import Answer, Dispatcher
 from index.factory import empty_index
 from index.faiss_file import faiss_reason
+from index.memory import index_memory
 
 _MOST_ON_GPU = 2048
 """Results, and lists searched, of FAISS on GPUs."""
@@ -28,6 +29,10 @@ _GPU_TYPES = ("IndexFlat", "IndexFlatIP", "IndexIVFFlat", "IndexIVFPQ", "IndexIV
 _NONE_OF = "there is a GPU, but FAISS has no {} for it"
 _FAILURES = (RuntimeError, MemoryError)
 """What FAISS raises, for want of memory as for all else."""
+_WORKSPACE = 3 * 2**29
+"""Bytes that FAISS takes of a GPU to search with, at most."""
+_BLOCKS = 1.1
+"""What lists take on a GPU beyond their content, being made up to whole blocks."""
 
 
 class CpuIndex:
@@ -129,8 +134,13 @@ def serve(index: faiss.Index) -> CpuIndex | GpuIndex:
     odd = _not_for_gpu(index)
     if odd is not None:
         return CpuIndex(index, _NONE_OF.format(odd))
-    reason = ""
+    reason, free = "", _free_on_gpus(count)
     for is_sharded in (False, True) if count > 1 else (False,):
+        wanted = _wanted(index, count if is_sharded else 1)
+        # FAISS must not find out itself: of lists that do not fit, it keeps those it has copied until the process ends
+        if free is not None and wanted > free:
+            reason = f"it takes {wanted / 2**30:.1f} GiB, and {free / 2**30:.1f} are free"
+            continue
         options = faiss.GpuMultipleClonerOptions()
         options.useFloat16 = True
         options.shard = is_sharded
@@ -165,6 +175,29 @@ def _not_for_gpu(index: faiss.Index) -> str | None:
     if name not in _GPU_TYPES:
         return name
     return _not_for_gpu(part.quantizer) if isinstance(part, faiss.IndexIVF) else None
+
+
+def _wanted(index: faiss.Index, parts: int) -> int:
+    """Bytes that the index, or the largest of equal parts, takes of a GPU while it is copied there; an estimate."""
+    part = faiss.downcast_index(index)
+    if isinstance(part, faiss.IndexPreTransform):
+        return _wanted(part.index, parts)
+    size = index_memory(part, part.ntotal)
+    if isinstance(part, faiss.IndexFlat):
+        # a whole one is sent as it is, converted, and stored; a part grows block by block, from one copy to the next
+        size = 2 * size if parts == 1 else size // parts
+    else:
+        size = int(_BLOCKS * size) // parts
+    return size + _WORKSPACE
+
+
+def _free_on_gpus(count: int) -> int | None:
+    """Bytes that the fullest of so many GPUs has left; None if torch does not see them."""
+    import torch
+
+    if torch.cuda.device_count() < count:
+        return None
+    return min(torch.cuda.mem_get_info(gpu)[0] for gpu in range(count))
 
 
 def _outside(mask: np.ndarray | None) -> int:

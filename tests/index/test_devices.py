@@ -11,6 +11,7 @@ import faiss
 import numpy as np
 import pytest
 
+from index import devices
 from index.build import build_index
 from index.devices import CpuIndex, GpuIndex, describe_device, gpu_count, serve
 from index.factory import train_index
@@ -104,6 +105,27 @@ def test_an_index_that_no_gpu_has_room_for_stays_on_the_cpu_and_says_so(flat, mo
         served = serve(flat)
     assert served.device == "CPU (the GPU does not take it: 'err == cudaSuccess' failed: out of memory)"
     assert served.search(unit_rows(1), 5)[1].shape == (1, 5)
+
+
+@pytest.mark.parametrize(
+    ("factory", "whole", "half"),
+    [("Flat", 512_000, 128_000), ("IVF4,Flat", 317_000, 158_000), ("IVF4,SQ8", 106_000, 53_000)],
+)  # fmt: skip
+def test_faiss_is_not_asked_for_what_does_not_fit(monkeypatch, factory, whole, half):
+    """A copy that fails halfway is never freed (faiss/gpu/GpuCloner.cpp)."""
+    gpus = FakeGpus(2).install(monkeypatch)
+    index = train_index(factory, VectorStore(unit_rows(4000)))
+    for free, sharded in ((1.05 * whole, [False]), (0.95 * whole, [True]), (0.8 * half, [])):
+        monkeypatch.setattr(devices, "_free_on_gpus", lambda count, free=free: int(devices._WORKSPACE + free))
+        gpus.made.clear()
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            served = serve(index)
+        assert [options.shard for options in gpus.made] == sharded
+        assert bool(caught) == (not sharded)
+        if not sharded:
+            assert served.device == "CPU (the GPU does not take it: it takes 1.5 GiB, and 1.5 are free)"
+        served.close()
 
 
 @pytest.mark.parametrize(
