@@ -40,7 +40,7 @@ def resolve_dtype(config: RunConfig) -> torch.dtype:
     Raises: ConfigError for bf16 under ZeRO 0, where chunks' gradients would be added up in bf16, and no fp32 master of
     a weight is kept.
     """
-    supported = torch.cuda.is_available() and torch.cuda.is_bf16_supported()
+    supported = torch.cuda.is_available() and torch.cuda.is_bf16_supported(including_emulation=False)
     bf16 = config.precision == "bf16" or (config.precision == "auto" and supported)
     if bf16 and config.zero_stage == 0:
         raise ConfigError(

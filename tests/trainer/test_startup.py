@@ -183,3 +183,13 @@ def test_memory_of_a_7b_is_its_bf16_weights_and_a_slope(seven_billion):
     first, slope = (float(number) for number in re.findall(r"(\d+\.\d+) GiB", found))
     assert 15 < first < 17
     assert slope == pytest.approx(1000 * 28 * 3584 * 34 / 2**30, abs=0.01)
+
+
+@pytest.mark.parametrize(("native", "dtype"), [(True, torch.bfloat16), (False, torch.float32)])
+def test_auto_precision_is_bf16_where_the_device_computes_in_it(monkeypatch, native, dtype):
+    """PyTorch counts a device that emulates it, as V100 and T4 do: slower than fp32, and without fused attention."""
+    from trainer.engine import resolve_dtype
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation=True: native or including_emulation)
+    assert resolve_dtype(config()) is dtype
