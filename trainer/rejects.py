@@ -10,6 +10,8 @@ from fanoise.errors import TrainingError
 _WINDOW = 100
 _FEW = 20
 """Broken pairs that are too few to speak of a share."""
+_NAMED = 5
+"""How many are named on the terminal; the ledger has them all."""
 
 
 class RejectShare:
@@ -45,3 +47,17 @@ def broken_pairs(ledger: Path, done: int) -> list[int]:
     found = {(row["step"], row["pair"]) for row in map(json.loads, lines)}
     by_step = Counter(step for step, _ in found)
     return [by_step[step] for step in range(max(0, done - _WINDOW) + 1, done + 1)]
+
+
+def skipped(ledger: Path) -> str:
+    """What the ledger names over the whole run, however often it was resumed, in one line; empty if nothing."""
+    lines = ledger.read_text().splitlines() if ledger.exists() else []
+    rows = [json.loads(line) for line in lines]
+    pairs = dict.fromkeys(row["pair"] for row in rows if row["side"] != "negative")
+    negatives = dict.fromkeys(row["pair"] for row in rows if row["side"] == "negative" and row["pair"] not in pairs)
+    parts = [f"{len(pairs)} pair(s) with a broken image were skipped" if pairs else ""]
+    parts.append(f"{len(negatives)} pair(s) went without a mined negative whose image is broken" if negatives else "")
+    names = [*pairs, *negatives]
+    more = f" and {len(names) - _NAMED} more" if len(names) > _NAMED else ""
+    said = ", ".join(part for part in parts if part)
+    return f"{said}: {', '.join(names[:_NAMED])}{more}; see {ledger}" if said else ""

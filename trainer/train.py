@@ -36,7 +36,7 @@ from trainer.hub import push
 from trainer.model import add_lora, attach_input_noise, build_embedder, check_backbone, read_base_spec
 from trainer.model_card import model_card
 from trainer.objective import Objective
-from trainer.rejects import RejectShare, broken_pairs
+from trainer.rejects import RejectShare, broken_pairs, skipped
 from trainer.run_folder import (
     METRICS_FILE,
     REJECTS_FILE,
@@ -127,7 +127,6 @@ def _train_in(
     history = History(run, config.validation, device)
     broken = on_first_process(lambda: broken_pairs(run / REJECTS_FILE, done), device)
     share = RejectShare(config.data.max_rejects, before=[(config.batch_size, number) for number in broken])
-    lost = 0
     with _metrics_file(run, done) as metrics, _progress(config, done) as bar:
         before = time.perf_counter()
         for batch in [] if history.is_over else loader:
@@ -138,7 +137,6 @@ def _train_in(
             _note_rejects(run, batch)
             counts = count(batch, device)
             share.add(planned=config.batch_size, broken=counts.broken_pairs)
-            lost += config.batch_size - counts.pairs
             if counts.fewest_pairs == 0:  # on all processes: those that went on alone would wait for ever
                 raise TrainingError(
                     f"step {step}: one process has no pair left, the images of its whole share are broken; "
@@ -176,8 +174,8 @@ def _train_in(
                 save_checkpoint(engine, run, step, keep=config.keep_checkpoints)
             if history.is_over:
                 break
-    if rank() == 0 and lost:
-        print(f"{lost} pair(s) with a broken image were skipped; see {run / REJECTS_FILE}", file=sys.stderr)
+    if rank() == 0 and (said := skipped(run / REJECTS_FILE)):
+        print(said, file=sys.stderr)
     published = history.best
     if held_out and config.validation.keep == "best":
         step = load_weights(engine, run / "checkpoints" / _BEST)

@@ -3,7 +3,7 @@ import json
 import pytest
 
 from fanoise.errors import TrainingError
-from trainer.rejects import RejectShare, broken_pairs
+from trainer.rejects import RejectShare, broken_pairs, skipped
 
 
 def feed(share: RejectShare, *lost: int, planned: int = 50) -> None:
@@ -68,3 +68,17 @@ def test_a_resumed_run_goes_on_counting_where_it_was(tmp_path):
     with pytest.raises(TrainingError, match="20 of the last 150 pairs"):
         feed(RejectShare(0.1, before=[(50, 0), (50, 19)]), 1)
     feed(RejectShare(0.1, before=[(50, 0)]), 2, planned=2)  # not its first batch
+
+
+def test_the_end_counts_and_names_what_was_broken_over_all_parts_of_a_run(tmp_path):
+    ledger = tmp_path / "rejects.jsonl"
+    assert skipped(ledger) == ""
+    found = [(1, "p1", "query"), (3, "p2", "negative"), (9, "p1", "query"), (9, "p1", "negative"), (10, "p3", "query")]
+    rows = [{"step": step, "pair": pair, "side": side} for step, pair, side in found]
+    ledger.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    assert skipped(ledger) == (
+        "2 pair(s) with a broken image were skipped, 1 pair(s) went without a mined negative whose image is broken: "
+        f"p1, p3, p2; see {ledger}"
+    )
+    ledger.write_text("".join(json.dumps({"pair": f"p{number}", "side": "query"}) + "\n" for number in range(8)))
+    assert skipped(ledger).startswith("8 pair(s) with a broken image were skipped: p0, p1, p2, p3, p4 and 3 more; see ")

@@ -50,6 +50,7 @@ def test_folder_that_cannot_be_written_is_refused_before_anything_is_loaded(conf
         {"zero_stage": 3},
         {"reuse_image_features": False},
         {"chunk_size": 2},
+        {"reuse_image_features": False},
         {"save_every": 7, "keep_checkpoints": 5},
         {"monitors": ["csv"], "log_spectrum_every": 3},
         {"model": ModelConfig(base="base", gradient_checkpointing=True)},
