@@ -1,6 +1,7 @@
 """The run folder's README.md: what was trained on what, in the hub's model-card form."""
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,12 +12,25 @@ import transformers
 
 from fanoise.noise import NoiseConfig, noise_in_logits
 from trainer.config import RunConfig
+from trainer.sources import short_names
+
+_FILES = 24
+"""How many files are named; MMEB-train has 20."""
 
 
-def model_card(config: RunConfig, metrics: Path, *, dim: int, device: str, best: dict[str, Any] | None) -> str:
+def model_card(
+    config: RunConfig,
+    metrics: Path,
+    *,
+    dim: int,
+    device: str,
+    files: Sequence[tuple[str, int]],
+    best: dict[str, Any] | None,
+) -> str:
     """Markdown with the hub's YAML header.
 
     Args:
+        files: name and number of pairs of each file, where `data.pairs` may have patterns.
         best: the best validation of the run, none without held-out pairs.
     """
     rows = [json.loads(line) for line in metrics.read_text().splitlines()]
@@ -25,7 +39,7 @@ def model_card(config: RunConfig, metrics: Path, *, dim: int, device: str, best:
         "noise in training": _noise(config, dim),
         "weights trained": _weights(config),
         "steps × pairs": f"{len(rows)} × {config.batch_size}",
-        "pairs from": ", ".join("/".join(Path(path).parts[-2:]) for path in config.data.pairs),
+        "pairs from": _files(files),
         "learning rate, temperature, seed": f"{config.optimizer.lr}, {config.temperature}, {config.seed}",
         "mean loss of the last 20 steps": f"{last:.4f}",
         "time": f"{sum(row['seconds'] for row in rows):.0f} s on {device}",
@@ -55,7 +69,7 @@ Image-text embedder, {dim} dimensions, trained with InfoNCE from `{Path(config.m
 ```python
 from fanoise import Embedder, Item
 
-embedder = Embedder.from_pretrained("{config.output_dir.name}")
+embedder = Embedder.from_pretrained("{config.push_to_hub or config.output_dir.name}")
 vectors = embedder.encode([Item(text="a red mug")], role="query")
 ```
 
@@ -71,9 +85,14 @@ def _noise(config: RunConfig, dim: int) -> str:
         return f"NEFTune, strength {noise.strength}{_schedule(noise)}"
     logits = noise_in_logits(noise.strength, dim, config.temperature)
     scaling = f"{noise.scaling}{', energy matched' if noise.energy_matched else ''}"
-    return (
-        f"FANoise, {scaling}, strength {noise.strength} ({logits:.2f} logits){_schedule(noise)}, sides: {noise.sides}"
-    )
+    parts = [
+        f"FANoise, {scaling}, strength {noise.strength} ({logits:.2f} logits){_schedule(noise)}",
+        f"sides: {noise.sides}",
+        "spectrum of each process's own rows" if noise.spectrum == "local" else "",
+        "on raw features" if noise.features == "raw" else "",
+        "" if noise.renormalize else "not normalized again",
+    ]
+    return ", ".join(part for part in parts if part)
 
 
 def _schedule(noise: NoiseConfig) -> str:
@@ -87,7 +106,16 @@ def _schedule(noise: NoiseConfig) -> str:
 def _weights(config: RunConfig) -> str:
     if not config.lora.enabled:
         return "all parameters"
-    return f"{'DoRA' if config.lora.dora else 'LoRA'}, rank {config.lora.rank}"
+    lora = config.lora
+    dropout = f", dropout {lora.dropout:g}" if lora.dropout else ""
+    return f"{'DoRA' if lora.dora else 'LoRA'}, rank {lora.rank}, alpha {lora.alpha}{dropout}"
+
+
+def _files(files: Sequence[tuple[str, int]]) -> str:
+    names = short_names([source for source, _ in files])
+    said = [f"{name} ({count:,})" for name, (_, count) in zip(names, files, strict=True)]
+    more = f" and {len(said) - _FILES} more files" if len(said) > _FILES else ""
+    return f"{', '.join(said[:_FILES])}{more}"
 
 
 def _loss(config: RunConfig) -> str:

@@ -186,7 +186,9 @@ def _train_in(
 
     def finish() -> None:
         embedder.spec = replace(embedder.spec, noise=asdict(config.noise))
-        card = model_card(config, run / METRICS_FILE, dim=embedder.dim, device=str(device), best=published)
+        card = model_card(
+            config, run / METRICS_FILE, dim=embedder.dim, device=str(device), files=plan.files, best=published
+        )
         publish(embedder, run, state_dict=state_dict, card=card)
 
     on_first_process(finish, device)
