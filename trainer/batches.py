@@ -155,8 +155,8 @@ class StepBatches(Dataset[StepBatch]):
                 rows.append(row)
         return StepBatch(
             step=step,
-            query=self._side([pair.query for pair in kept], "query"),
-            positive=self._side([pair.positive for pair in kept], "item"),
+            query=self._side([pair.query for pair in kept], "query", needed=True),
+            positive=self._side([pair.positive for pair in kept], "item", needed=True),
             negative=self._side([item for pair in kept for item in pair.negatives], "item"),
             rows=rows,
             negative_counts=[len(pair.negatives) for pair in kept],
@@ -188,8 +188,12 @@ class StepBatches(Dataset[StepBatch]):
         found = tuple(item for item in negatives if item is not None)
         return replace(pair, query=query, positive=positive, negatives=found), broken
 
-    def _side(self, items: Sequence[Item], role: Role) -> Side:
-        """The longest first: a chunk is padded to its longest item, and too little memory shows at once."""
+    def _side(self, items: Sequence[Item], role: Role, *, needed: bool = False) -> Side:
+        """The longest first: a chunk is padded to its longest item, and too little memory shows at once.
+
+        Args:
+            needed: a chunk without rows where there is no item, since every process calls the model in every step.
+        """
         size = self._config.chunk_size
 
         def length(row: int) -> float:
@@ -201,6 +205,8 @@ class StepBatches(Dataset[StepBatch]):
             self._embedder.collate([items[row] for row in rows[start : start + size]], role, complete=self._complete)
             for start in range(0, len(items), size)
         ]
+        if needed and not chunks:
+            chunks = [self._embedder.collate([], role, complete=True)]
         return Side(chunks, torch.tensor(rows, dtype=torch.long))
 
 

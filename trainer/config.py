@@ -88,8 +88,8 @@ class DataConfig:
     workers: int = 1
     """Processes that prepare batches ahead; 0 prepares them in the training process."""
     max_rejects: float = 0.05
-    """Stop when more than this share of the pairs of the last hundred batches, and at least 20, had a broken image;
-    below, they are skipped and named in rejects.jsonl."""
+    """Stop when more than this share of the pairs of the last hundred batches had a broken image, and more than luck
+    explains (3 standard deviations); below, they are skipped and named in rejects.jsonl. 0 stops at the first."""
 
     def __post_init__(self) -> None:
         if self.workers < 0:
@@ -272,7 +272,9 @@ class RunConfig:
         """Whether every process must run every part of the model in every call, images or not.
 
         Processes that share out parameters (ZeRO 3), or gradients of parts that not all of them ran, would wait for
-        each other for ever.
+        each other for ever. And ZeRO 3 takes a trained part that did not run to have the gradient of the step before.
         """
         everywhere = not self.lora.enabled or self.lora.targets is not None  # else the language tower alone is trained
-        return processes > 1 and (self.zero_stage == 3 or (self.zero_stage > 0 and everywhere))
+        if self.zero_stage == 3:
+            return processes > 1 or everywhere
+        return processes > 1 and self.zero_stage > 0 and everywhere

@@ -62,7 +62,7 @@ def make_engine(module: EmbeddingModel, config: RunConfig) -> Any:
         trainable, lr=config.optimizer.lr, weight_decay=config.optimizer.weight_decay, betas=(0.9, 0.999)
     )
     schedule = get_linear_schedule_with_warmup(optimizer, config.optimizer.warmup_steps, config.max_steps)
-    settings = _deepspeed_config(config)
+    settings = deepspeed_config(config)
     with _without_compiler():
         if config.zero_stage == 3:
             _share_out(module, settings, resolve_dtype(config))
@@ -93,7 +93,8 @@ def _without_compiler() -> Iterator[None]:
             os.environ["TORCHDYNAMO_DISABLE"] = before
 
 
-def _deepspeed_config(config: RunConfig) -> dict[str, Any]:
+def deepspeed_config(config: RunConfig) -> dict[str, Any]:
+    """What `deepspeed.initialize` is told."""
     settings: dict[str, Any] = {"zero_optimization": {"stage": config.zero_stage}}
     monitors = {
         f"{name}_monitor" if name == "csv" else name: {

@@ -61,7 +61,8 @@ def _rows(path: Path) -> Iterator[PairRow]:
 
 def _check(row: dict[str, Any]) -> PairRow:
     if unknown := [name for name in row if name not in COLUMNS]:
-        raise CatalogError(f"unknown column {unknown[0]!r}; the columns are {', '.join(COLUMNS)}")
+        hint = "; this is MMEB-eval, train on MMEB-train" if "tgt_text" in row else ""
+        raise CatalogError(f"unknown column {unknown[0]!r}; the columns are {', '.join(COLUMNS)}{hint}")
     query = _text(row, "query_text"), _text(row, "query_image")
     positive = _text(row, "positive_text"), _text(row, "positive_image")
     if query == _NOTHING or positive == _NOTHING:

@@ -1,6 +1,7 @@
 """When broken images are too many to go on."""
 
 import json
+import math
 from collections import Counter, deque
 from collections.abc import Sequence
 from pathlib import Path
@@ -8,8 +9,8 @@ from pathlib import Path
 from fanoise.errors import TrainingError
 
 _WINDOW = 100
-_FEW = 20
-"""Broken pairs that are too few to speak of a share."""
+_DEVIATIONS = 3
+"""Standard deviations above the share, below which luck may have put so many broken ones together."""
 _NAMED = 5
 """How many are named on the terminal; the ledger has them all."""
 
@@ -28,12 +29,12 @@ class RejectShare:
     def add(self, *, planned: int, broken: int) -> None:
         """Count a batch; `planned` and `broken` are pairs over all processes.
 
-        Raises: TrainingError when more than the share is broken: once 20 pairs are, or the whole first batch is.
+        Raises: TrainingError when more than the share is broken, and more than luck explains.
         """
-        is_first = not self._batches
         self._batches.append((planned, broken))
         all_planned, all_broken = (sum(counts) for counts in zip(*self._batches, strict=True))
-        if all_broken > self._most * all_planned and (all_broken >= _FEW or (is_first and broken == planned)):
+        expected = self._most * all_planned
+        if all_broken > expected + _DEVIATIONS * math.sqrt(expected * (1 - self._most)):
             raise TrainingError(
                 f"{all_broken} of the last {all_planned} pairs have a broken image, more than data.max_rejects "
                 f"({self._most:g}) allows; rejects.jsonl in the run folder names them: repair them, check data.images, "

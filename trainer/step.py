@@ -30,16 +30,13 @@ class Counts(NamedTuple):
     """That could be read."""
     broken_pairs: int
     """Pairs with a broken image, which is that of a mined negative if the pair could be read."""
-    fewest_pairs: int
-    """That a process has."""
 
 
 def count(batch: StepBatch, device: torch.device) -> Counts:
     chunks = [chunk for side in (batch.query, batch.positive, batch.negative) for chunk in side.chunks]
     tokens = sum(int(chunk["attention_mask"].sum()) for chunk in chunks if "attention_mask" in chunk)
     each = gather_rows(torch.tensor([[tokens, len(batch.rows), batch.broken_pairs]], device=device))
-    tokens, pairs, broken = each.sum(dim=0).tolist()
-    return Counts(tokens, pairs, broken, fewest_pairs=int(each[:, 1].min()))
+    return Counts(*each.sum(dim=0).tolist())
 
 
 def train_step(
@@ -58,7 +55,7 @@ def train_step(
         views: encode the queries twice, for `loss.dropout_pairs`.
         spectrum: add what costs an eigendecomposition to the row.
         keep_image_features: see `RunConfig`.
-        batch: with at least one row on every process.
+        batch: with at least one row on some process.
     Raises: TrainingError where there is nothing to tell apart.
     """
     labels = make_labels(batch, device)

@@ -5,10 +5,11 @@ import math
 import os
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 import torch
@@ -18,7 +19,7 @@ from tqdm import tqdm
 from fanoise.backbones import load_skeleton
 from fanoise.distributed import rank, world_size
 from fanoise.embedder import Embedder
-from fanoise.errors import ConfigError, TrainingError
+from fanoise.errors import ConfigError, TrainingError, one_line
 from fanoise.storage import write_atomic
 from trainer.batches import BatchPlan, StepBatch, StepBatches, load_plan, load_validation, step_loader
 from trainer.checkpoint import (
@@ -35,6 +36,7 @@ from trainer.first_process import on_first_process
 from trainer.hub import push
 from trainer.model import add_lora, attach_input_noise, build_embedder, check_backbone, read_base_spec
 from trainer.model_card import model_card
+from trainer.monitors import go_on_with_csv, write_to_monitors
 from trainer.objective import Objective
 from trainer.rejects import RejectShare, broken_pairs, skipped
 from trainer.run_folder import (
@@ -66,7 +68,7 @@ def train(config: RunConfig) -> Path:
     validation = load_validation(config)
     device = init_process_group()
     _check_processes(config, world_size())
-    held_out, unreadable = read_held_out(validation, device)
+    held_out, left_out = read_held_out(validation, device)
     torch.manual_seed(config.seed)
     embedder = build_embedder(config, device)
     dist.barrier()  # every process has checked the folder
@@ -75,8 +77,8 @@ def train(config: RunConfig) -> Path:
         if rank() == 0:
             write_config(config)
             print(_describe(config, embedder, plan), file=sys.stderr)
-            if unreadable:
-                print(f"{unreadable} held-out pair(s) have a broken image and are left out", file=sys.stderr)
+            if left_out:
+                print(left_out, file=sys.stderr)
         dist.barrier()
         _train_in(run, config, plan, held_out, embedder, device)
         if rank() == 0:
@@ -100,7 +102,10 @@ def dry_run(config: RunConfig) -> str:
     processes = int(os.environ.get("WORLD_SIZE", "1"))
     _check_processes(config, processes)
     table = describe_run(config, backbone, processes=processes, dtype=resolve_dtype(config), files=plan.files)
-    return "\n".join([table, *plan.notes])
+    notes = list(plan.notes)
+    if config.precision == "auto" and not torch.cuda.is_available():
+        notes.append("precision auto is float32 on this machine; --precision bf16 shows what a GPU would need")
+    return "\n".join([table, *notes])
 
 
 def _train_in(
@@ -122,6 +127,8 @@ def _train_in(
     if rank() == 0:
         for name in (METRICS_FILE, REJECTS_FILE, VALIDATION_FILE):
             cut_log(run / name, done)
+        if "csv" in config.monitors:
+            go_on_with_csv(engine, run, done)
         (run / FAILURE_FILE).unlink(missing_ok=True)
     dist.barrier()
     history = History(run, config.validation, device)
@@ -137,10 +144,10 @@ def _train_in(
             _note_rejects(run, batch)
             counts = count(batch, device)
             share.add(planned=config.batch_size, broken=counts.broken_pairs)
-            if counts.fewest_pairs == 0:  # on all processes: those that went on alone would wait for ever
+            if counts.pairs == 0:
                 raise TrainingError(
-                    f"step {step}: one process has no pair left, the images of its whole share are broken; "
-                    f"{run / REJECTS_FILE} names them: repair them, or take a larger batch_size or fewer processes"
+                    f"step {step}: no pair is left, each has a broken image; {run / REJECTS_FILE} names them: repair "
+                    "them, or take them out of data.pairs in another output_dir"
                 )
             row = train_step(
                 engine,
@@ -156,11 +163,11 @@ def _train_in(
             row["items_per_s"] = round(2 * counts.pairs / seconds, 1)
             row["tokens_per_s"] = round(counts.tokens / seconds, 1)
             if rank() == 0:
-                metrics.write(_json(row) + "\n")
-                metrics.flush()
+                _write_line(metrics, _json(row))
                 bar.set_postfix(loss=f"{row['loss']:.3f}", items_per_s=row["items_per_s"], refresh=False)
                 bar.update()
-                _monitor(engine, config, "train", row)
+                if config.monitors:
+                    write_to_monitors(engine, "train", row)
             if not (math.isfinite(row["loss"]) and math.isfinite(row["grad_norm"])):
                 raise _failure(engine, run, config, plan, row)
             last = step == config.max_steps
@@ -217,7 +224,8 @@ def _validate(
         metric = config.validation.metric
         note = " (best so far)" if history.best is row else ""
         tqdm.write(f"step {step}: {metric} {row[metric]:.3f} on held-out pairs{note}", file=sys.stderr)
-        _monitor(engine, config, "validation", row)
+        if config.monitors:
+            write_to_monitors(engine, "validation", row)
         if history.is_over:
             tqdm.write(f"step {step}: stopping, the last {config.validation.patience} brought nothing", file=sys.stderr)
 
@@ -248,14 +256,21 @@ def _note_rejects(run: Path, batch: StepBatch) -> None:
             file.writelines(json.dumps(reject) + "\n" for reject in batch.rejects)
 
 
-def _monitor(engine: Any, config: RunConfig, what: str, row: dict[str, Any]) -> None:
-    if config.monitors:
-        values = {name: value for name, value in row.items() if name != "step" and isinstance(value, int | float)}
-        engine.monitor.write_events([(f"{what}/{name}", value, row["step"]) for name, value in values.items()])
+@contextmanager
+def _metrics_file(run: Path, done: int) -> Iterator[IO[str]]:
+    path = run / METRICS_FILE if rank() == 0 else Path(os.devnull)
+    with path.open("a" if done else "w") as file:
+        yield file
 
 
-def _metrics_file(run: Path, done: int) -> Any:
-    return (run / METRICS_FILE).open("a" if done else "w") if rank() == 0 else Path(os.devnull).open("w")
+def _write_line(file: IO[str], line: str) -> None:
+    try:
+        file.write(line + "\n")
+        file.flush()
+    except OSError as error:
+        raise TrainingError(
+            f"{file.name} cannot be written ({one_line(error)}); make room, and go on by --resume auto"
+        ) from None
 
 
 def _check_processes(config: RunConfig, processes: int) -> None:

@@ -31,23 +31,30 @@ class HeldOut:
     pairs: list[Pair]
 
 
-def read_held_out(files: list[tuple[str, Any]], device: torch.device) -> tuple[list[HeldOut], int]:
-    """Open every image once, so that training does not end at the first validation; also how many pairs were lost.
+def read_held_out(files: list[tuple[str, Any]], device: torch.device) -> tuple[list[HeldOut], str]:
+    """Open every image once, so that training does not end at the first validation; also which pairs were lost.
 
     Process 0 looks for all: a file that one process fails to read for a moment would set them apart for ever.
     Raises: CatalogError for a file that has fewer than two pairs left.
     """
 
-    def readable_rows() -> list[list[int]]:
-        return [[row for row, pair in enumerate(table) if _readable(pair)] for _, table in files]
+    def broken_rows() -> list[dict[str, str]]:
+        return [
+            {str(row): reason for row, pair in enumerate(table) if (reason := _why_broken(pair))} for _, table in files
+        ]
 
-    found, lost = [], 0
-    for (name, table), rows in zip(files, on_first_process(readable_rows, device), strict=True):
-        lost += len(table) - len(rows)
-        if len(rows) < 2:
-            raise CatalogError(f"validation.pairs {name}: {len(rows)} readable pairs, at least 2 are needed to rank")
-        found.append(HeldOut(name, [table[row] for row in rows]))
-    return found, lost
+    found, lost, first = [], 0, ""
+    for (name, table), broken in zip(files, on_first_process(broken_rows, device), strict=True):
+        lost += len(broken)
+        first = first or next(iter(broken.values()), "")
+        if len(table) - len(broken) < 2:
+            reason = f" ({next(iter(broken.values()))})" if broken else ""
+            raise CatalogError(
+                f"validation.pairs {name}: {len(table) - len(broken)} of {len(table)} pairs can be read{reason}, at "
+                "least 2 are needed to rank; check data.images and the paths"
+            )
+        found.append(HeldOut(name, [pair for row, pair in enumerate(table) if str(row) not in broken]))
+    return found, f"{lost} held-out pair(s) have a broken image and are left out ({first})" if lost else ""
 
 
 def validate(engine: Any, embedder: Embedder, held_out: list[HeldOut], config: RunConfig) -> dict[str, Any]:
@@ -109,14 +116,15 @@ class History:
         return best is not None and 0 < self._config.patience <= len(self.rows) - 1 - self.rows.index(best)
 
 
-def _readable(pair: Pair) -> bool:
+def _why_broken(pair: Pair) -> str:
+    """What is wrong with an image of the pair; empty if nothing is."""
     try:
         for item in (pair.query, pair.positive):
             if item.image is not None:
                 open_image(item.image)
-    except ImageError:
-        return False
-    return True
+    except ImageError as error:
+        return str(error)
+    return ""
 
 
 @torch.no_grad()

@@ -53,14 +53,14 @@ def kill(children: list[int]) -> None:
 
 def partition_above(size: int) -> None:
     """ZeRO 3 keeps parameters up to 100,000 elements whole on every process, thus all of a test's; now up to `size`."""
-    settings = engine._deepspeed_config
+    settings = engine.deepspeed_config
 
     def changed(config: RunConfig) -> dict[str, Any]:
         found = settings(config)
         found["zero_optimization"]["stage3_param_persistence_threshold"] = size
         return found
 
-    engine._deepspeed_config = changed
+    engine.deepspeed_config = changed
 
 
 def _call_and_exit(function: Callable[[], object]) -> None:

@@ -57,7 +57,7 @@ class Batch:
     images: list[int] = field(default_factory=list)
     """Rows whose query and positive are images without text; the others are texts without image."""
 
-    def chunked(self, embedder: Embedder, process: int | None) -> dict[str, Side]:
+    def chunked(self, embedder: Embedder, process: int | None, *, complete: bool = False) -> dict[str, Side]:
         """The sides of one process, the chunks out of order; none gives the joined batch, one chunk a side."""
         rows = [row for part in self.split for row in part] if process is None else self.split[process]
         size = len(rows) if process is None else self.chunk_size
@@ -72,9 +72,11 @@ class Batch:
             role: Role = "query" if side == "query" else "item"
             order = sorted(range(len(items)), key=lambda row: (row % 2, -row))
             chunks = [
-                embedder.collate([items[row] for row in order[start : start + size]], role, complete=bool(self.images))
+                embedder.collate([items[row] for row in order[start : start + size]], role, complete=complete)
                 for start in range(0, len(items), size)
             ]
+            if side != "negative" and not chunks:  # as a step's batch has it
+                chunks = [embedder.collate([], role, complete=True)]
             found[side] = Side(chunks, torch.tensor(order, dtype=torch.long))
         return {**found, "view": found["query"]} if self.views else found
 
@@ -136,19 +138,21 @@ def run(job: dict[str, Any], base: str, out: Path) -> None:
     engine = None if job["oracle"] else make_engine(embedder.module, config)
     module = embedder.module
     frozen = module.with_features if config.keeps_image_features and module.has_frozen_images else None
+    # the row that completes a chunk would draw masks that the oracle's chunks do not
+    complete = config.needs_complete_batches(job["processes"]) and not model["dropout"]
     for name, settings in job["batches"].items():
         batch = Batch(**settings)
         if engine is None:
             found = oracle(embedder, batch, by_chunk=model["dropout"] > 0)
         else:
-            found = cached(engine, embedder, batch, frozen)
+            found = cached(engine, batch, batch.chunked(embedder, rank(), complete=complete), frozen)
         if rank() == 0:
             found = {key: value.detach().float().clone() for key, value in found.items()}
             save_file(found, out / f"{job['name']}, {name}.safetensors")
 
 
 def cached(
-    engine: Any, embedder: Embedder, batch: Batch, frozen: Callable[[ModelBatch], ModelBatch] | None
+    engine: Any, batch: Batch, sides: dict[str, Side], frozen: Callable[[ModelBatch], ModelBatch] | None
 ) -> dict[str, Tensor]:
     """AdamW's first mean starts at zero and takes a tenth of the gradient: it is what the optimiser really received."""
     for state in engine.optimizer.state.values():
@@ -157,9 +161,7 @@ def cached(
         group["lr"] = 0.0  # the next batch finds the same model
     owners = gather_rows(batch.owners(rank()))
     torch.manual_seed(rank())
-    loss = gradcache_backward(
-        engine, batch.chunked(embedder, rank()), lambda gathered: batch.loss(gathered, owners), frozen=frozen
-    )
+    loss = gradcache_backward(engine, sides, lambda gathered: batch.loss(gathered, owners), frozen=frozen)
     engine.step()
     return {"loss": loss.reshape(1)} | {name: mean / 0.1 for name, mean in full_tensors(engine, "exp_avg")}
 

@@ -306,7 +306,7 @@ def test_crops_change_with_the_step_and_stay_with_the_seed(embedder, tmp_path):
 
 @pytest.mark.parametrize(
     ("zero_stage", "lora", "world_size", "complete"),
-    [(3, True, 2, True), (3, True, 1, False), (1, False, 2, True), (1, True, 2, False)],
+    [(3, True, 2, True), (3, True, 1, False), (3, False, 1, True), (1, False, 2, True), (1, True, 2, False)],
 )
 def test_every_part_of_the_model_runs_everywhere_where_processes_share_it(
     embedder, zero_stage, lora, world_size, complete

@@ -1,5 +1,6 @@
 """What a run can be told, each by its effect: losses, peers of the noise, adapters, logs, and how a run ends badly."""
 
+import csv
 import json
 import math
 import subprocess
@@ -13,6 +14,8 @@ from safetensors.torch import load_file
 
 from fanoise.embedder import Embedder
 from tests.trainer.test_train import ROOT, losses, options
+from trainer.config import DataConfig, ModelConfig, RunConfig
+from trainer.engine import deepspeed_config
 
 RUNS: dict[str, dict[str, object]] = {
     "plain": {},
@@ -34,7 +37,7 @@ RUNS: dict[str, dict[str, object]] = {
     "eager": {"model.attention": "eager"},
     "overflow": {"noise.strength": 1e38, "noise.renormalize": "false", "noise.warmup_steps": 2, "max_steps": 3},
     "overflow later": {"optimizer.lr": 1e30, "max_steps": 6, "optimizer.warmup_steps": 0, "zero_stage": 0},
-    "csv": {"monitors": "[csv]"},
+    "monitors": {"monitors": "[csv,tensorboard]"},
 }
 
 
@@ -125,8 +128,27 @@ def test_every_step_and_now_and_then_the_spectrum_is_logged(runs):
     assert bare["effective_rank"] == pytest.approx(first["effective_rank"], rel=1e-3)
 
 
-def test_monitor_writes_its_own_files(runs):
-    assert any("loss" in file.name for file in runs["csv"][1].rglob("*.csv"))
+def test_monitors_get_every_number_of_every_step(runs):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    run = runs["monitors"][1]
+    expected = [(row["step"], row["loss"]) for row in rows(run)]
+    with (run / "csv" / "train_loss.csv").open(newline="") as lines:
+        header, *found = csv.reader(lines)
+    assert header == ["step", "loss"]
+    assert [(int(step), float(loss)) for step, loss in found] == expected
+    events = EventAccumulator(str(run / "tensorboard"))
+    events.Reload()
+    found = [(event.step, event.value) for event in events.Scalars("train/loss")]
+    assert found == [(step, pytest.approx(loss)) for step, loss in expected]
+
+
+def test_weights_and_biases_is_asked_for_by_the_name_of_the_run(tmp_path, monkeypatch):
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: name)
+    config = RunConfig(
+        model=ModelConfig(base="b"), data=DataConfig(pairs=["p"]), output_dir=tmp_path / "mine", monitors=["wandb"]
+    )
+    assert deepspeed_config(config)["wandb"] == {"enabled": True, "project": "mine"}
 
 
 @pytest.mark.parametrize("name", ["overflow", "overflow later"])

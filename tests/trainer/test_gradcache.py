@@ -25,12 +25,16 @@ BATCHES: dict[str, dict[str, Any]] = {
     "one chunk": {"split": EVEN, "chunk_size": 5},  # the first pass's graphs are kept
     "uneven": {"split": UNEVEN},
     "local spectrum": {"split": UNEVEN, "noise": {"strength": 0.5, "spectrum": "local"}},
+    "nothing left on one": {"split": [[0, 1, 2, 3, 4, 5, 6, 7, 8, 9], []], "images": [5, 6]},
     "negatives": {"split": UNEVEN, "chunk_size": 2, "negatives": True},
     # In every chunk process 0 has only texts, process 1 only images. Collated without `complete`, the processes reduce
     # or gather different parameters: here ZeRO 1, 2 and 3 end in a mismatch of collectives, with NCCL they would hang.
     "mixed": {"split": EVEN, "images": [5, 6, 7, 8, 9]},
 }
 FOUR_PROCESSES = {"split": FOUR, "chunk_size": 2, "negatives": True}
+ALONE = {"split": [[0, 1, 2, 3, 4, 5, 6, 7, 8, 9]]}
+# after images, which reach the image tower: without `complete` ZeRO 3 would take its gradient again
+ALONE_AFTER_IMAGES = {"images": {**ALONE, "images": [5, 6]}, "alone": ALONE}
 NO_NOISE = {"split": EVEN, "noise": {"strength": 0.0}}
 # all that draws masks: two views of the queries, chunks of their own on every process, recomputed layers
 DROPOUT = {"split": UNEVEN, "negatives": True, "views": True}
@@ -46,13 +50,14 @@ def jobs() -> list[dict[str, Any]]:
     rounded: dict[str, Any] = {"precision": "bf16"}
     uneven = {"uneven": BATCHES["uneven"]}
     for trained, model in TRAINED.items():
-        batches = {**BATCHES, "four processes": FOUR_PROCESSES, "no noise": NO_NOISE}
+        batches = {**BATCHES, "four processes": FOUR_PROCESSES, "no noise": NO_NOISE, "alone": ALONE}
         add(f"plain, {trained}", 1, batches, oracle=True, **model)
         add(f"plain, {trained}, bf16", 1, uneven, oracle=True, **model, **rounded)
         add(f"plain, {trained}, exact", 1, uneven, oracle=True, **model, **rounded, only_weights=True)
         for stage in STAGES:
             add(f"ZeRO {stage}, {trained}", 2, BATCHES, **model, stage=stage)
         for stage in STAGES[1:]:
+            add(f"one process, ZeRO {stage}, {trained}", 1, ALONE_AFTER_IMAGES, **model, stage=stage)
             add(f"ZeRO {stage}, {trained}, bf16", 2, uneven, **model, **rounded, stage=stage)
     add("plain, dropout", 1, {"dropout": DROPOUT}, oracle=True, dropout=0.3)
     for stage in STAGES:
@@ -102,6 +107,12 @@ def assert_equal(found: Gradients, expected: Gradients) -> None:
 @pytest.mark.parametrize("stage", STAGES)
 def test_two_processes_equal_plain_autograd_on_the_joined_batch(results, stage, trained, batch):
     assert_equal(results[f"ZeRO {stage}, {trained}, {batch}"], results[f"plain, {trained}, {batch}"])
+
+
+@pytest.mark.parametrize("trained", TRAINED)
+@pytest.mark.parametrize("stage", STAGES[1:])
+def test_one_process_forgets_the_images_of_the_step_before(results, stage, trained):
+    assert_equal(results[f"one process, ZeRO {stage}, {trained}, alone"], results[f"plain, {trained}, alone"])
 
 
 @pytest.mark.parametrize("stage", STAGES[1:])

@@ -11,6 +11,7 @@ import torch.nn.functional as F
 
 from fanoise.catalog import Item
 from fanoise.embedder import Embedder
+from fanoise.errors import CatalogError
 from trainer.config import DataConfig, ModelConfig, RunConfig, ValidationConfig
 from trainer.pair_table import Pair
 from trainer.pairs import valid_answers
@@ -62,8 +63,13 @@ def test_unreadable_pairs_are_left_out_and_counted(toy_pairs):
     image = toy_pairs.parent / "0.png"
     good = [Pair(query=Item(text=str(i)), positive=Item(image=image)) for i in range(3)]
     bad = Pair(query=Item(text="x"), positive=Item(image=toy_pairs))
-    (found,), lost = read_held_out([("toy", [*good, bad])], torch.device("cpu"))
-    assert (found.name, found.pairs, lost) == ("toy", good, 1)
+    (found,), note = read_held_out([("toy", [*good, bad])], CPU)
+    assert (found.name, found.pairs) == ("toy", good)
+    assert note.startswith("1 held-out pair(s) have a broken image and are left out (image ")
+    assert str(toy_pairs) in note
+    assert read_held_out([("toy", good)], CPU)[1] == ""
+    with pytest.raises(CatalogError, match=r"toy: 1 of 2 pairs can be read \(image .*\), at least 2 are needed"):
+        read_held_out([("toy", [good[0], bad])], CPU)
 
 
 class PlainEngine:
