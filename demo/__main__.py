@@ -14,7 +14,7 @@ examples:
   python -m demo tour                           what `make demo` runs
   python -m demo tour --serve false             stop before the page; the report is in runs/demo/report.json
   python -m demo tour --base Qwen/Qwen2-VL-2B-Instruct
-  python -m demo seeds --count 5                repeat both arms over seeds, write demo/results.json (about 25 minutes)
+  python -m demo seeds --count 5                repeat both arms over seeds, write demo/results.json (about 20 minutes)
   python -m demo base                           train demo/checkpoint again from nothing (about 45 minutes)
 
 Calling a command again goes on where it stopped.

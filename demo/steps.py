@@ -27,6 +27,8 @@ class Steps:
         digest = digest_of(inputs)
         if self._done.get(name) == digest and all(output.exists() for output in outputs):
             return False
+        if self._done.get(name, digest) != digest:
+            print(f"{name}: again, since what goes into it has changed", flush=True)
         self._set(name, None)  # from here on the outputs are not those of the recorded inputs
         action()
         self._set(name, digest)

@@ -24,8 +24,8 @@ A query file is JSONL, CSV or Parquet with the columns
 """
 _RETRIEVAL_EXAMPLES = """\
 examples:
-  python -m eval retrieval --index runs/demo/index-fanoise --queries queries.jsonl --out results/fanoise.json
-  python -m eval retrieval --index runs/demo/index-fanoise --queries queries.jsonl --out s.json --where category=shoes
+  python -m eval retrieval --index runs/demo/index/products-fanoise --out fanoise.json \\
+      --queries runs/demo/data/products/queries/text.jsonl --where split=test
 
 exit status: 0 measured, 2 bad input
 """
@@ -35,8 +35,8 @@ queries B wins, ties, loses. Both results must be of the same queries over the s
 """
 _COMPARE_EXAMPLES = """\
 examples:
-  python -m eval compare results/baseline.json results/fanoise.json
-  python -m eval compare results/baseline.json results/fanoise.json --metric nDCG@10 --json
+  python -m eval compare baseline.json fanoise.json
+  python -m eval compare baseline.json fanoise.json --metric nDCG@10 --json
 
 exit status: 0 B is better in METRIC (p < 0.05), 1 it is not, or that cannot be told, 2 bad input
 """

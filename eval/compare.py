@@ -172,7 +172,7 @@ def compare(a: Path | str, b: Path | str, *, metric: str = "R@1", seed: int = _S
         metric=metric,
         queries=len(left.qrels),
         differences=differences,
-        warnings=_warnings(left, right),
+        warnings=_warnings(left, right, metric),
     )
 
 
@@ -268,8 +268,14 @@ def _check_pairing(path_a: Path, a: Result, path_b: Path, b: Result) -> None:
         raise InputError(f"{path_a} retrieved {a.k} items a query and {path_b} {b.k}; {remedy}")
 
 
-def _warnings(a: Result, b: Result) -> list[str]:
+def _warnings(a: Result, b: Result, metric: str) -> list[str]:
     warnings = []
+    right = sum(map(len, a.qrels.values())) / len(a.qrels)
+    if metric.startswith("R@") and right > (found := int(metric.removeprefix("R@"))):
+        warnings.append(
+            f"a query has {right:.1f} right items on average, of which {metric} counts the share that is found, so it "
+            f"stays below {100 * found / right:.0f}; --metric P@1 asks whether the first is one of them"
+        )
     if a.embedder.get("fingerprint") == b.embedder.get("fingerprint"):
         warnings.append("both results are of the same embedder (equal fingerprints): any difference is not the model's")
     if a.queries.get("sha256") != b.queries.get("sha256"):

@@ -8,6 +8,7 @@ import sys
 from dataclasses import dataclass, fields
 from typing import Literal, get_args
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -250,16 +251,18 @@ def noise_energy(sigma: Tensor, n: int, scaling: Scaling, *, energy_matched: boo
 
 
 @torch.no_grad()
-def suggest_strength(embeddings: Tensor, *, batch_size: int, share: float = 0.9) -> float:
+def suggest_strength(embeddings: Tensor | np.ndarray, *, batch_size: int, share: float = 0.9) -> float:
     """The largest strength that leaves a share of the batch's spectral energy above the noise (BBP threshold).
 
     A direction of isotropic noise strength alpha is recoverable when sigma > alpha * (m / n)^(1/4)
     (Benaych-Georges & Nadakuditi 2012); the paper's Eq. 13 has (m / n)^(1/2), which simulation contradicts.
 
     Args:
-        embeddings: [N, n] L2-normalised; batches of `batch_size` rows are cut from them, the median is returned.
+        embeddings: [N, n] L2-normalised, as `Embedder.encode` gives them; of the batches of `batch_size` rows that are
+            cut from them, the median is returned.
         share: of the sum of squared singular values, in (0, 1), that stays recoverable.
     """
+    embeddings = torch.as_tensor(embeddings)
     if not 0 < share < 1:
         raise ConfigError(f"share must lie between 0 and 1, got {share}")
     if embeddings.ndim != 2 or embeddings.shape[0] < batch_size or batch_size < 2:

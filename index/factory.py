@@ -191,4 +191,6 @@ def _too_large(what: str, need: int, free: int, count: int, dim: int) -> str:
 
 
 def _gigabytes(size: float) -> str:
+    if size < 1e8:
+        return f"{size / 1e6:.2g} MB"
     return f"{size / 1e9:.2g} GB" if size < 1e10 else f"{size / 1e9:.0f} GB"

@@ -203,6 +203,14 @@ def test_the_same_embedder_on_both_sides_is_pointed_out(write_result: Write) -> 
     assert "same embedder" in compare(a, a).warnings[0]
 
 
+def test_a_metric_that_many_right_items_keep_low_is_pointed_out(write_result: Write) -> None:
+    several = {"q": [f"i{number}" for number in range(8)], "r": ["a", "b"]}
+    a, b = (write_result(name, {"q": 0.1, "r": 0.5}, qrels=several) for name in "ab")
+    [warning] = compare(a, b).warnings
+    assert warning.startswith("a query has 5.0 right items on average") and "stays below 20; --metric P@1" in warning
+    assert compare(a, b, metric="P@1").warnings == compare(a, b, metric="R@5").warnings == []
+
+
 def test_changed_query_texts_and_broken_images_are_pointed_out(write_result: Write) -> None:
     a = write_result("a", {"q": 0.5})
     b = write_result("b", {"q": 0.5}, queries={"name": "q.jsonl", "sha256": "t"}, failed={"q": "gone"})

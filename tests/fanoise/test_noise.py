@@ -280,6 +280,7 @@ def test_suggested_strength_is_where_isotropic_noise_drowns_the_last_needed_dire
     u, v = (F.normalize(torch.randn(size, generator=generator, dtype=torch.float64), dim=0) for size in (m, n))
     suggested = suggest_strength(torch.outer(u, v) * 2.0, batch_size=m, share=0.5)
     assert suggested == pytest.approx(2.0 / (m / n) ** 0.25, rel=1e-6)
+    assert suggest_strength((torch.outer(u, v) * 2.0).numpy(), batch_size=m, share=0.5) == suggested
     for factor, low, high in ((0.5, 0.6, 0.85), (2.0, 0.0, 0.15)):
         alpha = suggested * factor
         noise = torch.randn(m, n, generator=generator, dtype=torch.float64) * alpha / math.sqrt(n)
