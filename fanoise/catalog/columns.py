@@ -60,7 +60,7 @@ class Columns:
         self, path: str | Path, number: int, row: Mapping[str, Any], cells: ImageCells, reject: Rejects
     ) -> Iterator[Item]:
         """The items of one row: one, or as many as it has images. What is wrong with it goes to `reject`."""
-        id = str(number) if is_missing(row.get(ID)) else str(row[ID])
+        id = str(number) if is_missing(row.get(ID)) else _spelled(row[ID])
         place = f"{path}: row {number}"
         fields = {
             key: value
@@ -111,6 +111,11 @@ class Columns:
 def is_missing(value: Any) -> bool:
     """None, an empty string, or the NaN that pandas writes for an empty cell."""
     return value is None or (isinstance(value, str) and not value) or (isinstance(value, float) and math.isnan(value))
+
+
+def _spelled(id: Any) -> str:
+    """As text; pandas makes 7.0 of a whole number where another row has none."""
+    return str(int(id)) if isinstance(id, float) and id.is_integer() else str(id)
 
 
 @functools.lru_cache

@@ -174,3 +174,9 @@ def test_a_table_with_other_separators_says_so(tmp_path, text):
     (tmp_path / "a.csv").write_text("id;title;price\n1;mug;2\n")
     with pytest.raises(CatalogError, match=r"id;title;price \(one column: is ';' what separates them\?"):
         list(read_catalog(tmp_path / "a.csv", text=text))
+
+
+def test_a_whole_number_that_pandas_made_a_fraction_of_is_an_id_without_one(tmp_path):
+    table = pa.table({"id": pa.array([7.0, None, 1.5]), "text": ["a", "b", "c"]})
+    pq.write_table(table, tmp_path / "c.parquet")
+    assert [item.id for item in read_catalog(tmp_path / "c.parquet")] == ["7", "2", "1.5"]
