@@ -79,9 +79,8 @@ def describe_change(folder: Path, command: str, change: Change, seconds: float) 
         lines += _reasons(kinds_of(ledger, last=change.rejected))
     lines += [f"note: {_plain(note)}" for note in change.notes]
     if manifest.deleted > manifest.live // 4:
-        lines.append(
-            f"{_count(manifest.deleted, 'deleted row')} still take{'s' * (manifest.deleted == 1)} room; `python -m index compact` frees it"
-        )
+        rows = _count(manifest.deleted, "deleted row")
+        lines.append(f"{rows} still in the files; `python -m index compact` frees their room")
     return "\n".join(lines)
 
 
