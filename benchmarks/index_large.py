@@ -53,7 +53,7 @@ def measure(folder: Path, options: argparse.Namespace) -> None:
     rows: list[tuple[str, ...]] = [("build s", f"{building:.0f}", "see below")]
 
     index = Index.open(folder / "index", verify=False)
-    raw = faiss.read_index(str(index.generation / "index.faiss"))
+    raw = faiss.read_index(str(index.generation_folder / "index.faiss"))
     space = faiss.ParameterSpace()
     for name, value in manifest.search.items():
         space.set_index_parameter(raw, name, value)

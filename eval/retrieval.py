@@ -84,7 +84,7 @@ def _describe_index(index: "Index") -> dict[str, Any]:
     """Name without its folder, so that a result may be published; the digest covers the content of every file."""
     files = {name: record.sha256 for name, record in index.manifest.files.items()}
     return {
-        "name": index.path.name,
+        "name": index.folder.name,
         "fingerprint": _digest(sorted(files.items())),
         "factory": index.manifest.factory,
     }

@@ -119,7 +119,7 @@ class Build:
     """`report` images that are nearly the same in the field `duplicate_of`, or `skip` all but the first."""
     vectors: str | None = None
     """The column that holds the vectors, of the embedder's dimension, so that no row is encoded."""
-    most_rejects: float = 1.0
+    max_rejects: float = 1.0
     """The share of rows that may be rejected; above it there is no new index."""
     progress: bool = True
 
@@ -140,8 +140,8 @@ class Build:
             raise InputError(
                 f"near_duplicates must be {' or '.join(get_args(NearDuplicates))}, got {self.near_duplicates!r}"
             )
-        if not 0 <= self.most_rejects <= 1:
-            raise InputError(f"most_rejects must be from 0 to 1, got {self.most_rejects}")
+        if not 0 <= self.max_rejects <= 1:
+            raise InputError(f"max_rejects must be from 0 to 1, got {self.max_rejects}")
         check_recall(self.recall)
         if self.tune_queries is not None:
             read_queries(self.tune_queries)
@@ -172,7 +172,7 @@ class Build:
                 dim=dim,
                 precision=self.precision,
                 near_duplicates=self.near_duplicates,
-                most_rejects=self.most_rejects,
+                max_rejects=self.max_rejects,
                 progress=self.progress,
             )
             ann = write_ann(

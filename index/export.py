@@ -36,7 +36,7 @@ def export_index(path: Path | str, out: Path | str) -> int:
     rows = np.flatnonzero(index.live)
     ids = index.live_ids
     with staged_directory(out) as stage:
-        table = read_items(index.generation / ITEMS)
+        table = read_items(index.generation_folder / ITEMS)
         columns = [name for name in ("id", "text", "image", "fields") if name in table.column_names]
         table = table.select(columns).filter(pa.array(index.live))
         kind = pa.list_(pa.float32(), index.manifest.dim)

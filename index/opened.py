@@ -50,9 +50,9 @@ class Index:
         *,
         is_verified: bool,
     ) -> None:
-        self.path = path
+        self.folder = path
         self.manifest = manifest
-        self.generation = manifest.generation_in(path)
+        self.generation_folder = manifest.generation_in(path)
         """The folder of the files of this generation."""
         self.vectors = vectors
         """What was indexed, whatever the FAISS index made of it."""
@@ -113,15 +113,15 @@ class Index:
     def current(self) -> Self:
         """This index while it is the folder's current generation, else that one, newly opened. Raises as `open`."""
         # the whole manifest: the number alone may be that of another index, put in its place
-        if Manifest.read(self.path) == self.manifest:
+        if Manifest.read(self.folder) == self.manifest:
             return self
         return read_current(
-            self.path,
-            lambda manifest: self._load(self.path, manifest, verify=self._is_verified, before=self.manifest),
+            self.folder,
+            lambda manifest: self._load(self.folder, manifest, verify=self._is_verified, before=self.manifest),
         )
 
     def __str__(self) -> str:
-        return str(self.path)
+        return str(self.folder)
 
     @property
     def embedder(self) -> EmbedderRef:
@@ -134,10 +134,6 @@ class Index:
     @property
     def group_by(self) -> str | None:
         return self.manifest.group_by
-
-    @property
-    def folder(self) -> Path:
-        return self.path
 
     @property
     def device(self) -> str:
@@ -273,7 +269,7 @@ class Index:
 
     def thumbnail(self, row: int) -> Path | None:
         sha256 = self._items.thumbnails[row]
-        return None if sha256 is None else thumbnail_path(self.path, sha256)
+        return None if sha256 is None else thumbnail_path(self.folder, sha256)
 
     def groups(self, name: str) -> np.ndarray:
         """int64 [N]: equal for rows with the same value of a field. Raises InputError if unknown, or of lists."""

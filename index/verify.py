@@ -101,7 +101,7 @@ def _faults(
 
 
 def _ledger_faults(index: Index) -> Iterator[str]:
-    file = index.generation / REJECTS
+    file = index.generation_folder / REJECTS
     lines = file.read_text(encoding="utf-8").split("\n")[:-1]  # splitlines would also split at U+2028
     if len(lines) != index.manifest.rejected:
         yield f"{file} has {len(lines)} lines, but the manifest counts {index.manifest.rejected} rejects"
@@ -113,7 +113,7 @@ def _ledger_faults(index: Index) -> Iterator[str]:
 
 
 def _vector_faults(index: Index) -> Iterator[str]:
-    file = index.generation / VECTORS
+    file = index.generation_folder / VECTORS
     for start in range(0, index.manifest.count, _ROWS_AT_ONCE):
         bad = start + index.vectors.faulty(slice(start, start + _ROWS_AT_ONCE))
         if len(bad):
@@ -188,7 +188,7 @@ def _find_items(index: Index, ids: set[str], permissions: Mapping[str, bool]) ->
     found: dict[str, Item | Reject] = {}
     for ref in (*reversed(index.manifest.added), index.manifest.catalog):
         here: dict[str, Item | Reject] = {}
-        for row in referenced_rows(ref, index.path, **permissions):
+        for row in referenced_rows(ref, index.folder, **permissions):
             id = printable_text(row.id)
             if id in ids:
                 here[id] = row

@@ -93,11 +93,11 @@ def export_milvus(
         raise InputError(f"replicas must be at least 1, got {replicas}")
     began = time.monotonic()
     index = Index.open(path)
-    table = read_items(index.generation / ITEMS).filter(pa.array(index.live)).combine_chunks()
+    table = read_items(index.generation_folder / ITEMS).filter(pa.array(index.live)).combine_chunks()
     facts = Facts(
-        embedder=_moved(index.manifest.embedder, index.path, address),
+        embedder=_moved(index.manifest.embedder, index.folder, address),
         catalog=index.manifest.catalog,
-        folder=_seen_from(index.path, address),
+        folder=_seen_from(index.folder, address),
         generation=index.manifest.generation,
         content=_content(index.manifest),
         count=len(index),

@@ -137,7 +137,7 @@ def _run_build(args: argparse.Namespace) -> int:
         shared=launch.size > 1,
         near_duplicates=args.near_duplicates,
         vectors=args.vectors,
-        most_rejects=args.max_rejects,
+        max_rejects=args.max_rejects,
         progress=not args.no_progress and (launch.rank == 0 or args.shard_of is not None),
     ).run()
     if args.json:

@@ -49,7 +49,7 @@ def assemble(
     dim: int,
     precision: Precision,
     near_duplicates: NearDuplicates | None = None,
-    most_rejects: float = 1.0,
+    max_rejects: float = 1.0,
     progress: bool = False,
 ) -> Assembled:
     """Write vectors.npy, items.parquet and rejects.jsonl of all shards into `folder`, in their order.
@@ -58,7 +58,7 @@ def assemble(
         index: the index folder, with the thumbnails.
         near_duplicates: name in the field `duplicate_of`, in place of one that the catalogue has, the first item that
             each is a near-duplicate of; or skip them, with a line in the ledger.
-        most_rejects: the share of rows above which nothing is made of them.
+        max_rejects: the share of rows above which nothing is made of them.
     Raises: CatalogError, with the reasons, if there is nothing to index or too much was rejected.
     """
     firsts = _first_ids(shards, index, progress=progress) if near_duplicates else None
@@ -75,7 +75,7 @@ def assemble(
         kept.append(mask)
         rejected += len(rejects)
     count = sum(int(mask.sum()) for mask in kept)
-    _check_rejects(folder / REJECTS, count, rejected, most_rejects)
+    _check_rejects(folder / REJECTS, count, rejected, max_rejects)
     with VectorWriter(folder / VECTORS, dim, precision) as vectors:
         for shard, mask in zip(shards, kept, strict=True):
             vectors.copy(VectorStore.open(shard / VECTORS), np.flatnonzero(mask))

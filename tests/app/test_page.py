@@ -124,7 +124,7 @@ def test_the_endpoints_say_what_is_wrong(address: str, values: list[Any], messag
 
 
 def test_thumbnails_are_served_and_nothing_else_of_the_index(address: str, pair: Pair) -> None:
-    folder, thumbnail = pair.baseline.index.path, pair.baseline.index.thumbnail(0)
+    folder, thumbnail = pair.baseline.index.folder, pair.baseline.index.thumbnail(0)
     status, picture = get(f"{address}/gradio_api/file={urllib.parse.quote(str(thumbnail))}")
     assert status == 200 and Image.open(io.BytesIO(picture)).size == (48, 32)
     items = "generation-000001/items.parquet"

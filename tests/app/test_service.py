@@ -155,7 +155,7 @@ def test_open_wants_a_fanoise_for_each_baseline() -> None:
 
 
 def test_only_thumbnails_are_offered_to_the_browser(service: Service, pair: Pair) -> None:
-    expected = [searcher.index.path / "thumbnails" for searcher in (pair.baseline, pair.fanoise)]
+    expected = [searcher.index.folder / "thumbnails" for searcher in (pair.baseline, pair.fanoise)]
     assert service.thumbnail_folders() == sorted(expected)
 
 

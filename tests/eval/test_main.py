@@ -17,7 +17,7 @@ Write = Callable[..., Path]
 @pytest.fixture(autouse=True)
 def opened(monkeypatch: pytest.MonkeyPatch, searcher: Searcher, collapsed_searcher: Searcher) -> None:
     """The embedders are no run folders, so opening an index by path hands out the ones of the fixtures."""
-    by_path = {str(one.index.path): one for one in (searcher, collapsed_searcher)}
+    by_path = {str(one.index.folder): one for one in (searcher, collapsed_searcher)}
     monkeypatch.setattr(Searcher, "open", lambda path, **options: by_path[str(path)])
 
 
@@ -33,7 +33,7 @@ def queries(write_queries: Write) -> Path:
 
 def _retrieval(searcher: Searcher, queries: Path, out: Path, *options: str) -> int:
     return main(
-        ["retrieval", "--index", str(searcher.index.path), "--queries", str(queries), "--out", str(out), *options]
+        ["retrieval", "--index", str(searcher.index.folder), "--queries", str(queries), "--out", str(out), *options]
     )
 
 
@@ -100,7 +100,7 @@ def test_compare_answers_by_exit_status(
 def test_bad_input_is_one_line_and_status_2(
     searcher: Searcher, queries: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    index, out = str(searcher.index.path), tmp_path / "r.json"
+    index, out = str(searcher.index.folder), tmp_path / "r.json"
     common = ("retrieval", "--index", index, "--queries", str(queries), "--out", str(out))
     assert "as in category=shoes" in _fails(capsys, *common, "--where", "mug")
     assert "given twice" in _fails(capsys, *common, "--where", "kind>=mug", "--where", "kind>=shoe")

@@ -68,7 +68,7 @@ def test_an_export_is_whole_or_absent(built, tmp_path, monkeypatch):
 
 
 def test_a_damaged_index_is_not_exported(built, tmp_path):
-    file = Index.open(built).generation / "vectors.npy"
+    file = Index.open(built).generation_folder / "vectors.npy"
     file.write_bytes(file.read_bytes()[:-1] + b"\x7f")
     with pytest.raises(ArtifactError, match=r"vectors\.npy is damaged"):
         export_index(built, tmp_path / "out")

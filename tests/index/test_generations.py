@@ -403,7 +403,7 @@ def test_an_open_index_goes_on_after_its_files_are_gone(built, embedder):
     before = reader.search(queries, 3)[1].tolist()
     for row in (0, 1, 2):
         tombstone(built, row)
-    assert not reader.generation.exists()
+    assert not reader.generation_folder.exists()
     assert reader.search(queries, 3)[1].tolist() == before
     assert reader.search(queries, 40)[0].shape == (5, 40)
     reader = reader.current()

@@ -160,7 +160,7 @@ def test_filters_groups_and_a_least_score_hold_for_both(searcher):
 def test_a_changed_index_has_its_own_words(searcher):
     pytest.importorskip("bm25s")
     assert "3" in [hit.id for hit in searcher.search(text="xr", hybrid=True).hits]
-    delete_items(searcher.index.path, ids=["3"])
+    delete_items(searcher.index.folder, ids=["3"])
     assert searcher.refresh()
     hits = searcher.search(text="xr", hybrid=True).hits
     assert "3" not in [hit.id for hit in hits] and all(hit.fused <= 1 / 61 for hit in hits)
@@ -169,8 +169,8 @@ def test_a_changed_index_has_its_own_words(searcher):
 def test_an_open_index_finds_words_after_commits_that_removed_its_generation(searcher):
     pytest.importorskip("bm25s")
     for id in ("1", "4"):
-        delete_items(searcher.index.path, ids=[id])
-    assert not searcher.index.generation.exists()
+        delete_items(searcher.index.folder, ids=[id])
+    assert not searcher.index.generation_folder.exists()
     assert "3" in [hit.id for hit in searcher.search(text="xr", hybrid=True).hits if hit.fused > 1 / 61]
 
 
@@ -185,7 +185,7 @@ def test_a_query_needs_words_and_bm25s_its_package(searcher, monkeypatch, tmp_pa
 def test_the_command_shows_both_orders(searcher, monkeypatch, capsys):
     pytest.importorskip("bm25s")
     monkeypatch.setattr("fanoise.embedder.Embedder.from_pretrained", lambda path, *, device=None: searcher.embedder)
-    argv = ["search", "--index", str(searcher.index.path), "--text", "red shoe", "--hybrid", "--k", "2"]
+    argv = ["search", "--index", str(searcher.index.folder), "--text", "red shoe", "--hybrid", "--k", "2"]
     assert main(argv) == 0
     header, first, *_ = capsys.readouterr().out.splitlines()
     assert header.split()[:4] == ["#", "fused", "score", "id"]

@@ -113,7 +113,7 @@ def test_tuned_parameters_are_set_at_opening_with_and_without_filters(embedder, 
     assert tuned.search["nprobe"] > few
     assert tuned.generation == 2
     index = Index.open(folder)
-    assert faiss.read_index(str(index.generation / "index.faiss")).nprobe == few  # the file is the old one
+    assert faiss.read_index(str(index.generation_folder / "index.faiss")).nprobe == few  # the file is the old one
     vectors, queries = index.vectors.rows(slice(None)), unit_rows(20)
     for where in (None, {"colour": "red"}):
         keep = np.flatnonzero(index.matching(where))

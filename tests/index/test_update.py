@@ -109,7 +109,7 @@ def test_a_row_that_is_rejected_replaces_nothing(embedder, built, write):
     change = add_items(embedder, catalog, built, existing="require", progress=False)
     assert (change.added, change.deleted, change.rejected, change.manifest.rejected) == (1, 1, 1, 1)
     assert state(built)["g3"] == before["g3"]
-    (line,) = (Index.open(built).generation / "rejects.jsonl").read_text().splitlines()
+    (line,) = (Index.open(built).generation_folder / "rejects.jsonl").read_text().splitlines()
     assert json.loads(line)["id"] == "g3"
 
 
@@ -119,7 +119,7 @@ def test_the_ledger_forgets_what_is_indexed_at_last(embedder, new_catalog, tmp_p
     change = add_items(embedder, write("c.csv", [row("bad\u2028one", "now")]), tmp_path / "index", progress=False)
     assert change.manifest.rejected == 1
     assert verify_index(tmp_path / "index") == []
-    ledger = (Index.open(tmp_path / "index").generation / "rejects.jsonl").read_text()
+    ledger = (Index.open(tmp_path / "index").generation_folder / "rejects.jsonl").read_text()
     assert "bad2" in ledger and "bad\u2028one" not in ledger
 
 
@@ -128,7 +128,7 @@ def test_rejects_of_one_id_are_all_counted_and_kept(embedder, built, write):
     assert add_items(embedder, first, built, progress=False).rejected == 2
     change = add_items(embedder, write("b.csv", [row("n2", "two")]), built, progress=False)
     assert (change.rejected, change.manifest.rejected) == (0, 2)
-    lines = (Index.open(built).generation / "rejects.jsonl").read_text().splitlines()
+    lines = (Index.open(built).generation_folder / "rejects.jsonl").read_text().splitlines()
     assert [json.loads(line)["path"] for line in lines] == ["../a.png", "../b.png"]
     assert verify_index(built) == []
 
@@ -181,13 +181,13 @@ def test_fields_that_differ_in_type_or_are_new_keep_their_values(embedder, tmp_p
 def test_stored_rows_are_carried_over_bit_by_bit(embedder, new_catalog, tmp_path, write, precision):
     folder = tmp_path / "index"
     build_index(embedder, new_catalog(n=300), folder, precision=precision, dim=8, progress=False)
-    before = np.load(Index.open(folder).generation / "vectors.npy")
+    before = np.load(Index.open(folder).generation_folder / "vectors.npy")
     add_items(embedder, write("n.csv", [row("n1", "one")]), folder, progress=False)
     delete_items(folder, ids=["g0", "g299"])
-    after = np.load(Index.open(folder).generation / "vectors.npy")
+    after = np.load(Index.open(folder).generation_folder / "vectors.npy")
     assert np.array_equal(after[:300], before) and len(after) == 301
     compact_index(folder)
-    compacted = np.load(Index.open(folder).generation / "vectors.npy")
+    compacted = np.load(Index.open(folder).generation_folder / "vectors.npy")
     assert np.array_equal(compacted, np.concatenate([before[1:299], after[300:]]))
     assert Searcher.open(folder, embedder=embedder).search(text="one", k=1).hits[0].id == "n1"
     assert verify_index(folder, embedder=embedder, reencode=400) == []
@@ -292,7 +292,7 @@ def test_pictures_go_with_the_last_generation_that_shows_them(built):
 @pytest.mark.parametrize("name", GENERATION_FILES)
 def test_damage_is_never_copied_into_a_new_generation_with_a_new_checksum(embedder, built, write, name):
     delete_items(built, ids=["g1"])
-    file = Index.open(built).generation / name
+    file = Index.open(built).generation_folder / name
     file.write_bytes((file.read_bytes() or b"x")[:-1] + b"\x7f")
     catalog = write("n.csv", [row("n1", "one")])
     for command in (lambda: add_items(embedder, catalog, built, progress=False), lambda: compact_index(built)):

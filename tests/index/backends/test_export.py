@@ -185,7 +185,7 @@ class TestMilvusLite:
         from index.items import read_items
         from index.opened import Index
 
-        table = read_items(Index.open(varied).generation / "items.parquet")
+        table = read_items(Index.open(varied).generation_folder / "items.parquet")
         schema = collection_schema(Layout.of(table, is_half=True), 24)
         kinds = {field.name: field.dtype for field in schema.fields}
         assert kinds["vector"] == DataType.FLOAT16_VECTOR

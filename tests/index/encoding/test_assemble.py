@@ -137,9 +137,9 @@ def test_nothing_to_index_is_an_error_that_tells_the_reasons(shards_of, assemble
 def test_more_rejects_than_allowed_are_an_error(shards_of, assembled):
     rows = [Item(id=f"r{i}", text="" if i < 4 else "x") for i in range(10)]
     folders = shards_of(rows)
-    assert assembled(folders, most_rejects=0.4)[1].rejected == 4
+    assert assembled(folders, max_rejects=0.4)[1].rejected == 4
     with pytest.raises(CatalogError, match=r"4 of 10 rows were rejected, more than the share of 0.39.*4× it has"):
-        assembled(folders, most_rejects=0.39)
+        assembled(folders, max_rejects=0.39)
 
 
 @pytest.fixture

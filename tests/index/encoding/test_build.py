@@ -289,12 +289,12 @@ def test_a_third_of_rejects_is_not_an_index_if_a_tenth_is_allowed(split, tmp_pat
     for i in range(0, 20, 2):
         (tmp_path / "pictures" / f"{i}.png").rename(tmp_path / f"{i}.png")
     with pytest.raises(CatalogError, match=r"10 of 30 rows were rejected, .* 10× file not found"):
-        build(split, catalog, tmp_path / "index", most_rejects=0.1)
+        build(split, catalog, tmp_path / "index", max_rejects=0.1)
     assert not (tmp_path / "index" / "manifest.json").exists()
     for i in range(0, 20, 2):
         (tmp_path / f"{i}.png").rename(tmp_path / "pictures" / f"{i}.png")
     split.module.batches.clear()
-    assert counts(build(split, catalog, tmp_path / "index", most_rejects=0.1)) == (10, 20, 0, 0)
+    assert counts(build(split, catalog, tmp_path / "index", max_rejects=0.1)) == (10, 20, 0, 0)
     assert sum(split.module.batches) == 10
     check(tmp_path / "index", catalog)
 
@@ -540,7 +540,7 @@ def test_build_index_says_when_others_finish_it(spawn, split, tmp_path):
         ({"workers": -1}, "workers must be at least 0, got -1"),
         ({"shard_rows": 0}, "shard_rows must be at least 1"),
         ({"near_duplicates": "drop"}, "near_duplicates must be report or skip, got 'drop'"),
-        ({"most_rejects": 1.5}, "most_rejects must be from 0 to 1, got 1.5"),
+        ({"max_rejects": 1.5}, "max_rejects must be from 0 to 1, got 1.5"),
     ],
 )
 def test_bad_options_are_refused(split, tmp_path, options, message):
