@@ -49,7 +49,8 @@ def add_where_option(parser: Parser, effect: str) -> None:
         default=[],
         metavar="CONDITION",
         help=f"{effect}: FIELD=VALUE, FIELD!=VALUE, 'FIELD>=VALUE', 'FIELD<=VALUE' or 'FIELD*=PART' (contains); "
-        "repeatable, all must hold, but = repeated on one field means any of the values",
+        "repeatable, all must hold, but = repeated on one field means any of the values. A number as bound meets "
+        "what is or spells one; any other bound is compared as text, as suits dates written 2026-01-31",
     )
 
 
