@@ -75,7 +75,7 @@ def _decode(source: IO[bytes] | bytes | Image.Image, max_pixels: int, name: obje
             source = Image.open(stream, formats=FORMATS)
         width, height = source.size
         if width * height > max_pixels:
-            raise ImageError(f"{width}×{height} pixels, more than the limit of {max_pixels}", name)
+            raise ImageError(f"{width}×{height} pixels, more than the limit of {_megapixels(max_pixels)}", name)
         if not width * height:
             raise ImageError(f"{width}×{height} pixels, there is nothing to see", name)
         source.load()
@@ -86,9 +86,13 @@ def _decode(source: IO[bytes] | bytes | Image.Image, max_pixels: int, name: obje
     except ImageError:
         raise
     except Image.DecompressionBombError:
-        raise ImageError(f"far more pixels than the limit of {max_pixels}", name) from None
+        raise ImageError(f"far more pixels than the limit of {_megapixels(max_pixels)}", name) from None
     except Exception as error:  # on damaged files Pillow raises about anything: struct.error, TypeError, …
         raise ImageError(f"damaged or truncated ({one_line(error)})", name) from None
+
+
+def _megapixels(pixels: int) -> str:
+    return f"{pixels / 1e6:.10g} megapixels"
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:
