@@ -153,7 +153,7 @@ class Service:
 
     def pair(self, catalog: str) -> Pair:
         """Raises: InputError for an unknown name, listing the known."""
-        if catalog not in self._pairs:
+        if not isinstance(catalog, str) or catalog not in self._pairs:
             raise InputError(f"no catalogue called {catalog!r}; there are: {', '.join(self._pairs)}")
         return self._pairs[catalog]
 
@@ -219,6 +219,11 @@ class Service:
         )
 
 
+def is_count(k: object) -> bool:
+    """Whether so many results can be asked for."""
+    return isinstance(k, int | float) and not isinstance(k, bool) and 1 <= k <= MAX_K and k == int(k)
+
+
 def _open_searcher(folder: str | Path, loaded: "list[Embedder]") -> Searcher:
     """Open an index with an embedder of `loaded` if it is the one that made it: two catalogues need it only once."""
     backend = open_backend(folder)
@@ -256,13 +261,15 @@ def _run(searcher: Searcher, query: _Query) -> Answer:
 
 
 def _read_query(text: str | None, image: Photo | None, k: int, where: Mapping[str, Any] | None) -> _Query:
+    if text is not None and not isinstance(text, str):
+        raise InputError(f"text is {text!r}; it must be a string")
     text = (text or "").strip()
     if len(text) > MAX_TEXT_CHARACTERS:
         raise InputError(
             f"The text has {len(text):,} characters; at most {MAX_TEXT_CHARACTERS:,} are searched. Please shorten it."
         )
-    if isinstance(k, bool) or not isinstance(k, int | float) or not 1 <= k <= MAX_K or k != int(k):
-        raise InputError(f"k is {k}; it must be a whole number from 1 to {MAX_K}")
+    if not is_count(k):
+        raise InputError(f"k is {k!r}; it must be a whole number from 1 to {MAX_K}")
     if not text and image is None:
         raise InputError(NOTHING_TYPED)
     picture = None if image is None else open_image(image, max_pixels=MAX_IMAGE_PIXELS)

@@ -9,7 +9,7 @@ import gradio as gr
 
 from app.service import ARMS, CATEGORY, Service
 from app.ui.search import SEARCH_QUEUE
-from fanoise.errors import FANoiseError, ImageError
+from fanoise.errors import FANoiseError, ImageError, InputError
 
 MAX_IMAGE_BYTES = 20 * 2**20
 
@@ -21,12 +21,25 @@ def add_endpoints(service: Service) -> None:
     def search(
         text: str = "", image: str = "", catalog: str = first, arm: str = "fanoise", k: int = 10, category: str = ""
     ) -> dict:
-        """Search one index. `image` is base64 or a `data:` URL; `arm` is baseline or fanoise."""
+        """Search one index with a text, an image, or both.
+
+        `text`: what is looked for, at most 2,000 characters.
+        `image`: base64 or a `data:` URL of a JPEG, PNG, WebP, GIF, BMP or TIFF, at most 20 MB and 40 megapixels.
+        `catalog`: a catalogue of this page, the first unless given.
+        `arm`: "baseline" or "fanoise", the index that answers.
+        `k`: how many items, a whole number from 1 to 50.
+        `category`: only items of this category; "" is all.
+        The answer has `hits` and `latency_ms`; docs/api.md describes both.
+        """
         with _spoken_errors():
             return service.search(catalog, arm, text, _read_image(image), k, _where(category)).to_json()
 
     def compare(text: str = "", image: str = "", catalog: str = first, k: int = 10, category: str = "") -> dict:
-        """Search both indices of a catalogue and say how the items moved."""
+        """Search both indices of a catalogue and say how the items moved.
+
+        The parameters are those of `/search`, without `arm`.
+        The answer has an answer of `/search` for each of `baseline` and `fanoise`, and `moves`; see docs/api.md.
+        """
         with _spoken_errors():
             found = service.compare(catalog, text, _read_image(image), k, _where(category))
             answers = {"baseline": found.baseline, "fanoise": found.fanoise}
@@ -38,6 +51,8 @@ def add_endpoints(service: Service) -> None:
 
 
 def _where(category: str) -> dict[str, str] | None:
+    if category is not None and not isinstance(category, str):
+        raise InputError(f"category is {category!r}; it must be a string")
     return {CATEGORY: category} if category else None
 
 

@@ -1,3 +1,4 @@
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -82,9 +83,15 @@ def test_text_is_limited_and_the_limit_itself_is_allowed(service: Service) -> No
         service.search("products", "baseline", longest + "x")
 
 
-@pytest.mark.parametrize("k", [0, -1, 51, 2.5, True, None, "many"])
+@pytest.mark.parametrize("text", [5, ["red"], {"text": "red"}])
+def test_text_that_is_no_string_is_named(service: Service, text: Any) -> None:
+    with pytest.raises(InputError, match=rf"text is {re.escape(repr(text))}; it must be a string"):
+        service.compare("products", text)
+
+
+@pytest.mark.parametrize("k", [0, -1, 51, 2.5, True, None, "many", "5", float("nan"), float("inf")])
 def test_k_outside_its_range_is_refused(service: Service, k: Any) -> None:
-    with pytest.raises(InputError, match="whole number from 1 to 50"):
+    with pytest.raises(InputError, match=rf"k is {re.escape(repr(k))}; it must be a whole number from 1 to 50"):
         service.search("products", "baseline", "red", k=k)
 
 
@@ -123,12 +130,14 @@ def test_unknown_names_are_answered_with_the_known_ones(service: Service) -> Non
         service.search("shoes", "baseline", "red")
     with pytest.raises(InputError, match="baseline, fanoise"):
         service.search("products", "both", "red")
+    with pytest.raises(InputError, match=r"no catalogue called \['products'\]"):
+        service.search(["products"], "baseline", "red")  # type: ignore[arg-type]
 
 
 def test_a_photo_with_too_many_pixels_is_refused_before_decoding(service: Service, tmp_path: Path) -> None:
     width = 8_000
     Image.new("1", (width, MAX_IMAGE_PIXELS // width + 1)).save(tmp_path / "huge.png")
-    with pytest.raises(ImageError, match="more than the limit"):
+    with pytest.raises(ImageError, match="more than the limit of 40 megapixels"):
         service.search("products", "baseline", image=tmp_path / "huge.png")
 
 
