@@ -18,7 +18,10 @@ examples:
 
 DIR is an index folder, or a Milvus collection such as milvus://localhost:19530/products.
 Repeat --baseline and --fanoise for several catalogues; the first --baseline goes with the first --fanoise.
-Programs can call the endpoints /search and /compare; the page's footer shows how.
+Programs can call the endpoints /search and /compare: docs/api.md.
+
+FILE of --examples: for each catalogue a list of queries with text, image (a path relative to FILE) or both:
+  {"products": [{"text": "a red mug"}, {"image": "shoe.jpg", "text": "in green", "label": "this shoe in green"}]}
 """
 
 
@@ -34,6 +37,17 @@ def _parser() -> argparse.ArgumentParser:
     add("--fanoise", metavar="DIR", action="append", required=True, help="index made with the FANoise model")
     add("--name", action="append", default=[], help="what to call the catalogue (default: as its index does)")
     add("--examples", metavar="FILE", type=Path, help="JSON with example queries for each catalogue")
+    add(
+        "--originals",
+        type=_boolean,
+        nargs="?",
+        const=True,
+        default=False,
+        metavar="true|false",
+        help="a click on a result opens the catalogue's own picture, up to 1,600 pixels a side, if it is still where "
+        "the index found it; false opens the thumbnail of 320. The default is false, because whoever reaches the page "
+        "could then read every page and photo of the catalogue, not only recognise it (default: false)",
+    )
     add("--report", metavar="FILE", type=Path, help="A/B report; adds the tab “Is it better?”")
     add(
         "--host",
@@ -69,22 +83,23 @@ def main(argv: Sequence[str] | None = None) -> None:
         report = read_report(options.report) if options.report else None
         service = Service.open(options.baseline, options.fanoise, options.name)
         for name in service.same_embedder:
-            print(
-                f"note: one embedder made both indices of {name!r}, so no training tells its two columns apart",
-                file=sys.stderr,
-            )
-        examples = read_examples(options.examples, service.catalogs) if options.examples else {}
+            _note(f"one embedder made both indices of {name!r}, so no training tells its two columns apart")
+        examples = read_examples(options.examples, service.catalogs, note=_note) if options.examples else {}
 
         from app.ui.page import build_page, launch_options, serve
 
         page = build_page(service, examples=examples, report=report)
         serve(
             page,
-            launch_options(service, examples=examples),
+            launch_options(service, examples=examples, originals=options.originals),
             host=options.host,
             port=options.port,
             share=options.share,
         )
+
+
+def _note(message: str) -> None:
+    print(f"note: {message}", file=sys.stderr)
 
 
 def _boolean(value: str) -> bool:

@@ -1,7 +1,7 @@
 """Example queries shown under the search box: a JSON file, checked before the page opens."""
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,11 +19,14 @@ class Example:
     """What the button says; the text if empty."""
 
 
-def read_examples(path: str | Path, catalogs: Sequence[str]) -> dict[str, list[Example]]:
+def read_examples(
+    path: str | Path, catalogs: Sequence[str], *, note: Callable[[str], None] = lambda message: None
+) -> dict[str, list[Example]]:
     """Read `{"products": [{"text": "red mug"}, {"image": "shoe.jpg", "text": "in green", "label": "…"}], …}`.
 
     Image paths are relative to the file. Catalogues that are not on the page are left out, so that one file can
-    serve several pages. With a single catalogue the file may be the bare list.
+    serve several pages; those of the page that the file does not name are told to `note`. With a single catalogue the
+    file may be the bare list.
     Raises: InputError naming file, catalogue and number of the entry.
     """
     path = Path(path)
@@ -37,6 +40,9 @@ def read_examples(path: str | Path, catalogs: Sequence[str]) -> dict[str, list[E
         content = {catalogs[0]: content}
     if not isinstance(content, Mapping):
         raise InputError(f'examples file {path}: expected {{"catalogue": [{{"text": …}}, …]}}')
+    missing = [repr(catalog) for catalog in catalogs if catalog not in content]
+    if missing:
+        note(f"no examples for {', '.join(missing)}; {path} has: {', '.join(map(str, content)) or 'none'}")
     examples: dict[str, list[Example]] = {}
     for catalog in catalogs:
         entries = content.get(catalog, [])

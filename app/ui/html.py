@@ -17,6 +17,11 @@ def escape(value: object) -> str:
     return html.escape(_UNSAFE.sub("", str(value)), quote=True).translate(_TEMPLATE_MARKS)
 
 
+def picture_url(digest: str) -> str:
+    """The address of a picture by the SHA-256 of its thumbnail, see `app.ui.picture`, relative to the page."""
+    return "picture/" + quote(digest, safe="")
+
+
 def file_url(path: Path) -> str:
     """The address under which Gradio serves a file of an allowed folder, relative to the page."""
     return "gradio_api/file=" + quote(path.absolute().as_posix(), safe="/:")

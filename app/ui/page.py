@@ -12,9 +12,11 @@ os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")  # gradio reads it wh
 import gradio as gr
 
 from app.examples import Example
+from app.pictures import Pictures
 from app.report import ReportRow
 from app.service import Service
 from app.ui.api import MAX_IMAGE_BYTES, add_endpoints
+from app.ui.picture import picture_route
 from app.ui.report import build_report_tab
 from app.ui.search import build_search_tab
 
@@ -55,11 +57,14 @@ def build_page(
     return page
 
 
-def launch_options(service: Service, *, examples: Mapping[str, Sequence[Example]] | None = None) -> dict[str, Any]:
-    """Arguments of `Blocks.launch`: look, limits, and the few files a browser may read."""
+def launch_options(
+    service: Service, *, examples: Mapping[str, Sequence[Example]] | None = None, originals: bool = False
+) -> dict[str, Any]:
+    """Arguments of `Blocks.launch`: look, limits, and the few files a browser may read, see `app.pictures`."""
     photos = [example.image for entries in (examples or {}).values() for example in entries if example.image]
     return {
         "allowed_paths": [str(path) for path in [*service.thumbnail_folders(), *photos]],
+        "app_kwargs": {"routes": [picture_route(Pictures(service, originals=originals))]},
         "css_paths": [Path(__file__).with_name(name) for name in ("page.css", "results.css", "report.css")],
         "theme": _theme(),
         "max_file_size": MAX_IMAGE_BYTES,

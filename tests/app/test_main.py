@@ -20,8 +20,19 @@ def test_help_is_complete_and_loads_no_model_library(capsys: pytest.CaptureFixtu
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=root, check=False)
     assert done.returncode == 0, done.stderr
     assert time.perf_counter() - start < 5
-    for option in ("--baseline", "--fanoise", "--name", "--examples", "--report", "--host", "--port", "--share"):
+    for option in (
+        "--baseline",
+        "--fanoise",
+        "--name",
+        "--examples",
+        "--originals",
+        "--report",
+        "--host",
+        "--port",
+        "--share",
+    ):
         assert option in done.stdout
+    assert '{"products": [{"text": "a red mug"}' in done.stdout
 
 
 def test_a_taken_port_is_named_with_the_remedy_before_anything_is_loaded(capsys: pytest.CaptureFixture[str]) -> None:
