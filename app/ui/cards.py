@@ -9,12 +9,13 @@ from typing import Any
 from PIL import Image, UnidentifiedImageError
 
 from app.service import Arm, ArmCard, Comparison, Move
-from app.ui.html import escape, file_url
+from app.ui.html import escape, file_url, picture_url
 from index.search import Answer, Hit
 
 TITLES: dict[Arm, str] = {"baseline": "Baseline", "fanoise": "FANoise"}
 
-_TITLE_FIELDS = ("title", "name", "subject", "caption", "company", "category")
+_OWN_NAMES = ("title", "name", "subject", "caption")
+_TITLE_FIELDS = (*_OWN_NAMES, "company", "category")
 _DETAIL_FIELDS = ("price", "company", "brand", "total", "amount", "date", "kind", "category")
 _AMOUNTS = ("price", "total", "amount")
 _PORTRAIT = 0.85
@@ -46,7 +47,7 @@ def summarise(comparison: Comparison) -> str:
     if not moves and not comparison.baseline.hits:
         return "No item matches. Try the filter “all”."
     count = {kind: sum(move.kind == kind for move in moves) for kind in ("same", "up", "down", "new")}
-    if is_unmoved(comparison):
+    if not moved_kinds(comparison):
         return f"Both found the same {_items(len(moves))} in the same order."
     if count["new"] == 0:
         return f"Both found the same {_items(len(moves))}; FANoise orders {count['up'] + count['down']} differently."
@@ -56,9 +57,9 @@ def summarise(comparison: Comparison) -> str:
     )
 
 
-def is_unmoved(comparison: Comparison) -> bool:
-    """Both lists are the same, so there is nothing to mark."""
-    return all(move.kind == "same" for moves in comparison.moves.values() for move in moves)
+def moved_kinds(comparison: Comparison) -> set[str]:
+    """The marks that the cards bear; none where both lists are the same."""
+    return {move.kind for moves in comparison.moves.values() for move in moves if move.kind != "same"}
 
 
 def _items(count: int) -> str:
@@ -67,13 +68,14 @@ def _items(count: int) -> str:
 
 def _render_card(arm: Arm, hit: Hit, move: Move, size: tuple[int, int] | None) -> str:
     title = _title(hit)
-    details = _details(hit.fields, title)
-    main, all_details = (escape(details[0]), escape(" · ".join(details))) if details else ("", "")
+    details = _details(hit, title)
+    most = 2 if hit.id in details else 1
+    shown, all_details = escape(" · ".join(details[:most])), escape(" · ".join(details))
     return (
         f'<li class="fa-hit" data-item="{escape(hit.id)}">'
         f'<p class="fa-marks"><span class="fa-position">{hit.position}</span>{_render_move(arm, move)}</p>'
         f'{_render_picture(hit, title, size)}<p class="fa-title" title="{escape(title)}">{escape(title)}</p>'
-        f'<p class="fa-line"><span class="fa-details" title="{all_details}">{main}</span>'
+        f'<p class="fa-line"><span class="fa-details" title="{all_details}">{shown}</span>'
         f'<span class="fa-score" title="cosine similarity">{_format_score(hit.score)}</span></p></li>'
     )
 
@@ -81,10 +83,11 @@ def _render_card(arm: Arm, hit: Hit, move: Move, size: tuple[int, int] | None) -
 def _render_picture(hit: Hit, title: str, size: tuple[int, int] | None) -> str:
     if hit.image is None or size is None:
         return '<div class="fa-thumb fa-blank" aria-hidden="true">no picture</div>'
-    url, (width, height) = escape(file_url(hit.image)), size
+    width, height = size
     return (
-        f'<a class="fa-thumb" href="{url}" target="_blank" rel="noopener" aria-label="Open picture: {escape(title)}">'
-        f'<img src="{url}" alt="{escape(title)}" width="{width}" height="{height}" loading="lazy" decoding="async"></a>'
+        f'<a class="fa-thumb" href="{escape(picture_url(hit.image.stem))}" target="_blank" rel="noopener" '
+        f'aria-label="Open picture: {escape(title)}"><img src="{escape(file_url(hit.image))}" alt="{escape(title)}" '
+        f'width="{width}" height="{height}" loading="lazy" decoding="async"></a>'
     )
 
 
@@ -134,11 +137,12 @@ def _title(hit: Hit) -> str:
     return hit.id
 
 
-def _details(fields: Mapping[str, Any], title: str) -> list[str]:
-    found = []
+def _details(hit: Hit, title: str) -> list[str]:
+    """What tells the item from others with this title: its id first if the title is no name of its own."""
+    found = [hit.id] if title != hit.id and not any(hit.fields.get(name) for name in _OWN_NAMES) else []
     for name in _DETAIL_FIELDS:
-        value = fields.get(name)
-        if value is None or value == "" or str(value) == title:
+        value = hit.fields.get(name)
+        if value is None or value == "" or (name not in _AMOUNTS and str(value).casefold() in title.casefold()):
             continue
         found.append(_format_amount(value) if name in _AMOUNTS else str(value))
     return found

@@ -40,7 +40,7 @@ def conclude(rows: Sequence[ReportRow]) -> str:
     count = {verdict: sum(row.verdict == verdict for row in rows) for verdict in _WORDS}
     sets = f"{len(rows)} query set" + ("" if len(rows) == 1 else "s")
     if not count["fanoise"] and not count["baseline"]:
-        return f"Not shown: on none of {sets} do the two differ by more than chance and seed luck explain."
+        return f"No difference shown: on none of {sets} do the two differ by more than chance and seed luck explain."
     parts = []
     if count["fanoise"]:
         parts.append(f"FANoise is better on {count['fanoise']}")

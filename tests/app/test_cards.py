@@ -6,7 +6,7 @@ import pytest
 from PIL import Image
 
 from app.service import Arm, ArmCard, Comparison, Move, movement
-from app.ui.cards import render_column, summarise
+from app.ui.cards import moved_kinds, render_column, summarise
 from index.search import Answer, Hit
 
 CARD = ArmCard(name="run", noise={"strength": 0.1, "scaling": "sublinear"}, count=1_234, device="CPU")
@@ -77,6 +77,29 @@ def test_the_title_is_the_best_field_there_is_else_the_id(fields: dict[str, Any]
         attributes for attributes in column(hit("page-7", **fields)).all("p") if attributes["class"] == "fa-title"
     ]
     assert shown["title"] == title
+
+
+def details(page: Page) -> dict[str, str]:
+    (line,) = [attributes for attributes in page.all("span") if attributes.get("class") == "fa-details"]
+    return line
+
+
+def test_a_card_named_after_its_company_is_told_from_the_next_by_its_id_and_price() -> None:
+    page = column(hit("rec-7", company="Acme & Sons", total="12.50", date="1 May"))
+    assert "rec-7 · 12.50 " in page.text and "1 May" not in page.text
+    assert details(page)["title"] == "rec-7 · 12.50 · 1 May"
+
+
+def test_what_the_title_says_already_is_not_repeated() -> None:
+    page = column(hit("d1", title="Vale & Sons report 5", company="Vale & Sons", kind="report", amount="5", date="May"))
+    assert details(page)["title"] == "5 · May"
+
+
+def test_a_card_opens_its_picture_under_an_address_without_paths(tmp_path: Path) -> None:
+    file = tmp_path / ("ab" * 32 + ".jpg")
+    Image.new("RGB", (8, 8)).save(file)
+    (link,) = column(hit("a", image=file)).all("a")
+    assert (link["href"], link["rel"]) == ("picture/" + "ab" * 32, "noopener")
 
 
 def test_negative_scores_have_a_minus_sign() -> None:
@@ -157,3 +180,11 @@ def compared(left: str, right: str) -> Comparison:
 )
 def test_one_sentence_says_how_the_lists_differ(left: str, right: str, sentence: str) -> None:
     assert summarise(compared(left, right)) == sentence
+
+
+@pytest.mark.parametrize(
+    ("left", "right", "kinds"),
+    [("abc", "abc", set()), ("abc", "bac", {"up", "down"}), ("ab", "ax", {"new"}), ("", "", set())],
+)
+def test_the_marks_on_the_cards_are_known(left: str, right: str, kinds: set[str]) -> None:
+    assert moved_kinds(compared(left, right)) == kinds

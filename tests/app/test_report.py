@@ -102,4 +102,4 @@ def test_the_conclusion_counts_both_sides(tmp_path: Path) -> None:
     assert conclude([win, loss, unclear, luck]) == (
         "Of 4 query sets: FANoise is better on 1, the baseline is better on 1, 2 show no difference one could rely on."
     )
-    assert conclude([unclear, luck]).startswith("Not shown: on none of 2 query sets")
+    assert conclude([unclear, luck]).startswith("No difference shown: on none of 2 query sets")
