@@ -2,15 +2,18 @@
 
 import logging
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import gradio as gr
 
 from app.examples import Example
-from app.service import ARMS, CATEGORY, MAX_K, MAX_TEXT_CHARACTERS, NOTHING_TYPED, Comparison, Service
-from app.ui.cards import is_unmoved, render_column, summarise
-from app.ui.html import escape, file_url
+from app.service import ARMS, CATEGORY, MAX_K, MAX_TEXT_CHARACTERS, NOTHING_TYPED, Comparison, Service, is_count
+from app.ui.cards import moved_kinds, render_column, summarise
+from app.ui.examples import render_examples
+from app.ui.html import escape
+from app.ui.scripts import FORM_FIXES, LINK_COLUMNS, NUMBER_REQUEST, PICK_EXAMPLE, SHOW_ANSWER
 from fanoise.errors import FANoiseError, ImageError
 
 _log = logging.getLogger(__name__)
@@ -21,28 +24,23 @@ SEARCH_QUEUE = "search"
 ALL = ""
 DEFAULT_K = 12
 
+RESULTS_PER_SIDE = "Results per side"
+
 _File = Mapping[str, Any] | None
 
-# A click anywhere in the list reaches Python with the number of the example, taken from the real button under it.
-_PICK_EXAMPLE = """
-element.addEventListener('click', (event) => {
-  const button = event.target.closest('[data-example]');
-  if (button) trigger('click', {example: Number(button.dataset.example)});
-});
-"""
-# The same item lights up in both columns.
-_LINK_COLUMNS = """
-const light = (event, on) => {
-  const card = event.target.closest('.fa-hit');
-  if (!card) return;
-  for (const twin of document.querySelectorAll('.fa-hit')) {
-    twin.classList.toggle('fa-twin', on && twin.dataset.item === card.dataset.item);
-  }
-};
-for (const [name, on] of [['mouseover', true], ['focusin', true], ['mouseout', false], ['focusout', false]]) {
-  element.addEventListener(name, (event) => light(event, on));
-}
-"""
+
+@dataclass
+class Visit:
+    """What is kept of a visitor: the number of the last Clear, counted by the browser along with the searches."""
+
+    cleared: int = 0
+
+    def clear(self, number: int) -> None:
+        self.cleared = max(self.cleared, number)
+
+    def is_cleared(self, number: int) -> bool:
+        """Whether the answer to this request would come after a Clear that was pressed after it."""
+        return number < self.cleared
 
 
 def build_search_tab(service: Service, examples: Mapping[str, Sequence[Example]]) -> None:
@@ -53,7 +51,6 @@ def build_search_tab(service: Service, examples: Mapping[str, Sequence[Example]]
             text = gr.Textbox(
                 label="Describe what you look for",
                 placeholder="Type something, drop a photo, or do both",
-                max_length=MAX_TEXT_CHARACTERS,
                 lines=1,
                 max_lines=4,
                 autofocus=True,
@@ -85,6 +82,7 @@ def build_search_tab(service: Service, examples: Mapping[str, Sequence[Example]]
                 _menu(service, first),
                 value=ALL,
                 label="Category",
+                filterable=False,
                 visible=bool(service.categories(first)),
                 elem_id="fa-category",
                 scale=1,
@@ -95,33 +93,33 @@ def build_search_tab(service: Service, examples: Mapping[str, Sequence[Example]]
                 MAX_K,
                 value=DEFAULT_K,
                 step=1,
-                label="Results per side",
+                label=RESULTS_PER_SIDE,
                 buttons=[],
                 elem_id="fa-k",
                 scale=2,
                 min_width=200,
             )
-            clear = gr.Button("Clear", min_width=84, scale=0, elem_id="fa-clear")
-            go = gr.Button("Search", variant="primary", min_width=130, scale=0, elem_id="fa-go")
-        chips = _html(_render_examples(examples.get(first, ())), js_on_load=_PICK_EXAMPLE, elem_id="fa-examples")
+            with gr.Row(elem_id="fa-buttons"):
+                clear = gr.Button("Clear", min_width=84, scale=0, elem_id="fa-clear")
+                go = gr.Button("Search", variant="primary", min_width=130, scale=0, elem_id="fa-go")
+        chips = _html(render_examples(examples.get(first, ())), js_on_load=PICK_EXAMPLE, elem_id="fa-examples")
 
-    status = _html(_EMPTY, elem_id="fa-status")
+    status = _html(_EMPTY, js_on_load=SHOW_ANSWER + FORM_FIXES, elem_id="fa-status")
     with gr.Row(elem_id="fa-columns"):
         columns = [
-            _html(
-                render_column(arm, service.describe(first, arm), None), js_on_load=_LINK_COLUMNS, min_width=0, scale=1
-            )
+            _html(render_column(arm, service.describe(first, arm), None), js_on_load=LINK_COLUMNS, min_width=0, scale=1)
             for arm in ARMS
         ]
 
+    visit, number = gr.State(Visit()), gr.Number(0, visible=False)
     query = [catalog, text, photo, category, k]
     shown = [status, *columns]
 
-    def search_now(catalog: str, text: str, photo: _File, category: str, k: int) -> list[str]:
-        return run_query(service, catalog, text, photo, category, k, insist=True)
+    def search_now(visit: Visit, *request: Any) -> Any:
+        return answer(service, visit, *request, insist=True)
 
-    def search_if_asked(catalog: str, text: str, photo: _File, category: str, k: int) -> list[str]:
-        return run_query(service, catalog, text, photo, category, k, insist=False)
+    def search_if_asked(visit: Visit, *request: Any) -> Any:
+        return answer(service, visit, *request, insist=False)
 
     def pick_example(catalog: str, event: gr.EventData) -> tuple[str, str | None]:
         chosen = examples.get(catalog, ())[int(event.example)]
@@ -129,33 +127,70 @@ def build_search_tab(service: Service, examples: Mapping[str, Sequence[Example]]
 
     def change_catalog(catalog: str) -> tuple[Any, str]:
         menu = _menu(service, catalog)
-        return gr.Dropdown(menu, value=ALL, visible=len(menu) > 1), _render_examples(examples.get(catalog, ()))
+        return gr.Dropdown(menu, value=ALL, visible=len(menu) > 1), render_examples(examples.get(catalog, ()))
 
-    def clear_all(catalog: str) -> list[Any]:
+    def clear_all(visit: Visit, catalog: str, number: int) -> list[Any]:
+        visit.clear(number)
         return ["", None, ALL, *_blank(service, catalog, _EMPTY)]
 
     # Without preprocessing, the photo arrives as the file that Gradio has already found to be this page's upload.
     # Decoding, limits and messages are the service's; Gradio's own decoding would fail with a bare "Error".
+    # Answers come in the order of the searches, since all share one queue, and a search that waits for one of its kind
+    # takes the form as it is when its turn comes: the last answer belongs to the form that is seen.
     run: dict[str, Any] = {
         "preprocess": False,
-        "inputs": query,
+        "inputs": [visit, *query, number],
         "outputs": shown,
+        "js": NUMBER_REQUEST,
+        "trigger_mode": "always_last",
         "concurrency_id": SEARCH_QUEUE,
         "concurrency_limit": 1,
         "api_visibility": "private",
         "show_progress": "minimal",
         "show_progress_on": status,
     }
-    quick: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden", "queue": False}
-    gr.on([go.click, text.submit], search_now, trigger_mode="always_last", **run)
-    gr.on([photo.upload, photo.clear, k.release, category.input], search_if_asked, trigger_mode="always_last", **run)
+    # "multiple": Gradio would drop a second click while the first is under way, or repeat the first in its place.
+    quick: dict[str, Any] = {
+        "api_visibility": "private",
+        "show_progress": "hidden",
+        "queue": False,
+        "trigger_mode": "multiple",
+    }
+    gr.on([go.click, text.submit], search_now, **run)
+    gr.on([photo.upload, photo.clear, k.release, category.input], search_if_asked, **run)
     chips.click(pick_example, catalog, [text, photo], **quick).then(search_now, **run)
     catalog.input(change_catalog, catalog, [category, chips], **quick).then(search_if_asked, **run)
-    clear.click(clear_all, catalog, [text, photo, category, *shown], **quick)
+    clear.click(
+        clear_all,
+        [visit, catalog, number],
+        [text, photo, category, *shown],
+        js=NUMBER_REQUEST,
+        preprocess=False,
+        **quick,
+    )
 
 
 def _html(value: str, *, js_on_load: str | None = None, **options: Any) -> gr.HTML:
     return gr.HTML(value, js_on_load=js_on_load, apply_default_css=False, elem_classes="fa-flush", **options)
+
+
+def answer(
+    service: Service,
+    visit: Visit,
+    catalog: str,
+    text: str,
+    photo: _File,
+    category: str,
+    k: int,
+    number: int,
+    *,
+    insist: bool,
+) -> Any:
+    """As `run_query`, but what is on the page stays if Clear was pressed after this request."""
+    if visit.is_cleared(number):
+        return [gr.skip()] * (1 + len(ARMS))
+    found = run_query(service, catalog, text, photo, category, k, insist=insist)
+    return [gr.skip()] * len(found) if visit.is_cleared(number) else found
 
 
 def run_query(
@@ -163,8 +198,13 @@ def run_query(
 ) -> list[str]:
     """Status line and both columns; every failure becomes a sentence. `insist` asks for a query that is missing."""
     path = photo.get("path") if isinstance(photo, Mapping) else None
-    if not path and not str(text or "").strip():
+    text = str(text or "").strip()
+    if not path and not text:
         return _blank(service, catalog, _render_problem(NOTHING_TYPED) if insist else _EMPTY)
+    if not is_count(k):
+        problem = f"{RESULTS_PER_SIDE} is {k}; it must be a whole number from 1 to {MAX_K}."
+        return _blank(service, catalog, _render_problem(problem))
+    is_cut, text = len(text) > MAX_TEXT_CHARACTERS, text[:MAX_TEXT_CHARACTERS]
     where = {CATEGORY: category} if category else None
     try:
         found = service.compare(catalog, text, Path(path) if path else None, k, where)
@@ -175,7 +215,7 @@ def run_query(
     except Exception:
         _log.exception("search failed")
         return _blank(service, catalog, _render_problem("The search failed; the reason is in the server's log."))
-    return [_render_summary(found), *_render_columns(service, catalog, found)]
+    return [_render_summary(found, is_cut=is_cut), *_render_columns(service, catalog, found)]
 
 
 def _render_columns(service: Service, catalog: str, found: Comparison) -> list[str]:
@@ -192,38 +232,26 @@ def _menu(service: Service, catalog: str) -> list[tuple[str, str]]:
     return [("all", ALL), *((value, value) for value in service.categories(catalog))]
 
 
-def _render_examples(examples: Sequence[Example]) -> str:
-    if not examples:
-        return ""
-    buttons = []
-    for number, example in enumerate(examples):
-        label = example.label or example.text
-        picture = ""
-        if example.image is not None:
-            alt = "" if label else "example photo"
-            picture = f'<img src="{escape(file_url(example.image))}" alt="{alt}" width="40" height="40" loading="lazy">'
-        words = f"<span>{escape(label)}</span>" if label else ""
-        plus = " fa-both" if example.image is not None and example.text else ""
-        buttons.append(f'<button type="button" class="fa-chip{plus}" data-example="{number}">{picture}{words}</button>')
-    return f'<div class="fa-chips" role="group" aria-label="Example queries"><b>Try</b>{"".join(buttons)}</div>'
-
-
 def _render_problem(message: str) -> str:
     return f'<div class="fa-problem" role="alert">{escape(message)}</div>'
 
 
-def _render_summary(found: Comparison) -> str:
-    legend = "" if is_unmoved(found) else _LEGEND
+def _render_summary(found: Comparison, *, is_cut: bool = False) -> str:
+    kinds = moved_kinds(found)
+    legend = [_MOVED] * bool(kinds & {"up", "down"}) + [_NEW] * ("new" in kinds)
+    cut = f'<p class="fa-note">Only the first {MAX_TEXT_CHARACTERS:,} characters of the text were read.</p>'
     return (
-        f'<div class="fa-summary" role="status"><p>{escape(summarise(found))}</p>'
-        f'<p class="fa-legend">{legend}Compare scores within a list, not between the two models.</p></div>'
+        f'<div class="fa-summary" role="status"><p>{escape(summarise(found))}</p>{cut if is_cut else ""}'
+        f'<p class="fa-legend">{"; ".join(legend)}{". " if legend else ""}'
+        "Compare scores within a list, not between the two models.</p></div>"
     )
 
 
-_LEGEND = (
+_MOVED = (
     '<span class="fa-move fa-up">↑2</span> higher and <span class="fa-move fa-down">↓2</span> lower than in the other '
-    'list; <span class="fa-move fa-new">new</span> not in it at all. '
+    "list"
 )
+_NEW = '<span class="fa-move fa-new">new</span> not in the other list at all'
 _EMPTY = (
     '<div class="fa-empty" role="status"><p class="fa-big">Type something or drop a photo</p>'
     "<p>Both models search the same catalogue; their results appear side by side.</p></div>"

@@ -1,10 +1,12 @@
 import json
+import re
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from app.examples import Example, read_examples
+from app.ui.examples import render_examples
 from fanoise.errors import InputError
 
 
@@ -21,6 +23,22 @@ def test_examples_are_read_for_the_catalogues_of_the_page(tmp_path: Path) -> Non
         "products": [Example(text="red mug"), Example(text="in green", image=tmp_path / "mug.png", label="this")],
         "documents": [],
     }
+
+
+def test_catalogues_without_examples_are_told(tmp_path: Path) -> None:
+    file = write(tmp_path, {"products": [{"text": "x"}], "documents": []})
+    notes: list[str] = []
+    read_examples(file, ["products", "receipts", "shop"], note=notes.append)
+    assert notes == [f"no examples for 'receipts', 'shop'; {file} has: products, documents"]
+    read_examples(file, ["products", "documents"], note=notes.append)
+    assert len(notes) == 1
+
+
+def test_buttons_that_would_say_the_same_are_numbered() -> None:
+    shown = [Example(text="red", label="a photo"), Example(text="b"), Example(text="blue", label="a photo")]
+    html = render_examples(shown)
+    assert re.findall(r"<span>(.*?)</span>", html) == ["a photo (1)", "b", "a photo (2)"]
+    assert re.findall(r'data-example="(\d)"', html) == ["0", "1", "2"]
 
 
 def test_a_bare_list_serves_a_single_catalogue(tmp_path: Path) -> None:

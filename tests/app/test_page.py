@@ -5,6 +5,7 @@ import base64
 import io
 import json
 import re
+import threading
 import urllib.error
 import urllib.parse
 import urllib.request
@@ -19,9 +20,9 @@ import pytest
 from PIL import Image
 
 from app.examples import Example
-from app.service import ARMS, Pair, Service
+from app.service import ARMS, MAX_TEXT_CHARACTERS, Pair, Service
 from app.ui.page import build_page, launch_options
-from app.ui.search import run_query
+from app.ui.search import Visit, answer, run_query
 
 
 def inside_a_loop(make: Callable[[], Any]) -> Any:
@@ -76,6 +77,8 @@ def test_the_page_is_a_blocks_with_two_named_endpoints(service: Service, address
     named = json.loads(info)["named_endpoints"]
     assert sorted(named) == ["/compare", "/search"]
     assert named["/search"]["parameters"][0]["parameter_name"] == "text"
+    for parameter in named["/search"]["parameters"]:
+        assert f"`{parameter['parameter_name']}`:" in named["/search"]["description"]
 
 
 def test_search_answers_programs_in_json(service: Service, address: str) -> None:
@@ -113,6 +116,10 @@ def test_a_photo_is_sent_as_base64_or_data_url(address: str) -> None:
         (["", "", "products", "baseline", 3, ""], "Type something or drop a photo."),
         (["red", "", "shoes", "baseline", 3, ""], "no catalogue called 'shoes'; there are: products"),
         (["red", "", "products", "baseline", 51, ""], "k is 51; it must be a whole number from 1 to 50"),
+        (["red", "", "products", "baseline", "5", ""], "k is '5'; it must be a whole number from 1 to 50"),
+        ([5, "", "products", "baseline", 3, ""], "text is 5; it must be a string"),
+        ([["red"], "", "products", "baseline", 3, ""], "text is ['red']; it must be a string"),
+        (["red", "", "products", "baseline", 3, ["mug"]], "category is ['mug']; it must be a string"),
         (["", "/etc/passwd", "products", "baseline", 3, ""], "image must be base64 or a data: URL"),
         (["", "aGVsbG8=", "products", "baseline", 3, ""], "not an image of a known format"),
     ],
@@ -132,6 +139,16 @@ def test_thumbnails_are_served_and_nothing_else_of_the_index(address: str, pair:
         assert (folder / hidden.replace("%2e", ".")).is_file()
         assert get(f"{address}/gradio_api/file={folder}/{hidden}")[0] == 403
     assert get(f"{address}/gradio_api/file={Path(__file__).parents[2]}/app/service.py")[0] == 403
+
+
+def test_a_picture_opens_by_its_digest_and_nothing_else_does(address: str, pair: Pair) -> None:
+    digest = pair.baseline.index.thumbnail_digests[0]
+    with urllib.request.urlopen(f"{address}/picture/{digest}", timeout=20) as response:
+        assert response.headers["Content-Type"] == "image/jpeg"
+        assert response.headers["X-Content-Type-Options"] == "nosniff"
+        assert Image.open(io.BytesIO(response.read())).size == (48, 32)
+    for nothing in ("0" * 64, "0.png", "..%2f..%2fmanifest.json", "%2fetc%2fpasswd"):
+        assert get(f"{address}/picture/{nothing}")[0] == 404
 
 
 def test_the_page_asks_for_nothing_outside(address: str) -> None:
@@ -168,6 +185,49 @@ def test_a_query_fills_both_columns(service: Service) -> None:
     assert "trained without noise" in columns[0] and "trained with noise 0.1, sublinear" in columns[1]
 
 
+def test_a_count_that_is_none_is_refused_by_the_name_on_the_page(service: Service) -> None:
+    for k in (3.5, 0, 51, None):
+        status, *columns = run_query(service, "products", "red", None, "", k, insist=True)  # type: ignore[arg-type]
+        assert f"Results per side is {k}; it must be a whole number from 1 to 50." in text_of(status)
+        assert not any("<li" in column for column in columns)
+
+
+def test_a_text_that_is_too_long_is_cut_and_the_page_says_so(service: Service) -> None:
+    longest = "orange ".ljust(MAX_TEXT_CHARACTERS, "x")
+    said = "Only the first 2,000 characters of the text were read."
+    status, *columns = run_query(service, "products", longest, None, "", 5, insist=True)
+    assert said not in text_of(status)
+    cut, *cut_columns = run_query(service, "products", longest + "red", None, "", 5, insist=True)
+    assert said in text_of(cut)
+    assert [re.findall("data-item=.*?>", column) for column in cut_columns] == [
+        re.findall("data-item=.*?>", column) for column in columns
+    ]
+
+
+def test_the_legend_explains_the_marks_that_there_are(service: Service) -> None:
+    everything, *_ = run_query(service, "products", "orange", None, "", 50, insist=True)
+    assert "fa-up" in everything and "fa-new" not in everything
+    fewer = [run_query(service, "products", "orange", None, "", k, insist=True)[0] for k in range(1, 24)]
+    assert any("fa-new" in status for status in fewer)
+
+
+def test_an_answer_to_what_was_cleared_since_is_dropped(service: Service, monkeypatch: pytest.MonkeyPatch) -> None:
+    visit, asked = Visit(), ("products", "red", None, "", 5)
+    assert "data-item" in answer(service, visit, *asked, 1, insist=True)[1]
+    compare = service.compare
+
+    def clear_meanwhile(*arguments: Any) -> Any:
+        visit.clear(3)
+        return compare(*arguments)
+
+    monkeypatch.setattr(service, "compare", clear_meanwhile)
+    assert answer(service, visit, *asked, 2, insist=True) == [gr.skip()] * 3
+    monkeypatch.setattr(service, "compare", None)  # one that only now has its turn is not even searched
+    assert answer(service, visit, *asked, 2, insist=True) == [gr.skip()] * 3
+    monkeypatch.setattr(service, "compare", compare)
+    assert "data-item" in answer(service, visit, *asked, 4, insist=True)[1]
+
+
 def test_a_bad_photo_is_a_friendly_sentence_without_paths(service: Service, tmp_path: Path) -> None:
     (tmp_path / "photo.png").write_text("no image")
     status, *columns = run_query(service, "products", "", {"path": str(tmp_path / "photo.png")}, "", 5, insist=True)
@@ -187,19 +247,81 @@ def test_a_failure_of_ours_is_logged_and_not_shown(
     assert "secret detail" in caplog.text
 
 
-def search_with_photo(address: str, path: str) -> dict[str, Any]:
-    """What the Search button sends, with a photo of our choice; Gradio's last message about it."""
+def dependencies(address: str) -> list[dict[str, Any]]:
     _, config = get(f"{address}/config")
-    search = next(entry for entry in json.loads(config)["dependencies"] if len(entry["outputs"]) == 3)
-    photo = {"path": path, "meta": {"_type": "gradio.FileData"}}
-    body = {"data": ["products", "", photo, "", 5], "fn_index": search["id"], "session_hash": "test"}
+    return list(json.loads(config)["dependencies"])
+
+
+def join(address: str, dependency: dict[str, Any], data: list[Any], session: str) -> None:
+    """Send what the browser sends for an event of the page."""
+    body = {"data": data, "fn_index": dependency["id"], "session_hash": session}
     request = urllib.request.Request(
         f"{address}/gradio_api/queue/join", json.dumps(body).encode(), headers={"Content-Type": "application/json"}
     )
     urllib.request.urlopen(request, timeout=20).close()
-    _, stream = get(f"{address}/gradio_api/queue/data?session_hash=test")
-    (done,) = [line for line in stream.decode().splitlines() if "process_completed" in line]
-    return dict(json.loads(done.removeprefix("data: ")))
+
+
+def completed(address: str, session: str) -> list[dict[str, Any]]:
+    """Gradio's last message about each event of a session."""
+    _, stream = get(f"{address}/gradio_api/queue/data?session_hash={session}")
+    lines = [line for line in stream.decode().splitlines() if "process_completed" in line]
+    return [dict(json.loads(line.removeprefix("data: "))) for line in lines]
+
+
+def test_events_that_search_wait_for_each_other_and_quick_ones_lose_no_click(address: str) -> None:
+    found = [entry for entry in dependencies(address) if entry["api_visibility"] == "private"]
+    searches = [entry for entry in found if len(entry["outputs"]) == 3]
+    quick = [entry for entry in found if entry not in searches]
+    assert (len(searches), len(quick)) == (4, 3)
+    assert {(entry["queue"], entry["trigger_mode"]) for entry in searches} == {(True, "always_last")}
+    assert {(entry["queue"], entry["trigger_mode"]) for entry in quick} == {(False, "multiple")}
+    clear = next(entry for entry in quick if len(entry["outputs"]) == 6)
+    assert all(entry["js"] == clear["js"] for entry in searches), "searches and Clear are counted together"
+
+
+def test_clear_drops_the_search_that_is_under_way(
+    address: str, service: Service, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    search = next(entry for entry in dependencies(address) if len(entry["outputs"]) == 3)
+    clear = next(entry for entry in dependencies(address) if len(entry["outputs"]) == 6)
+    compare, began, goes_on = service.compare, threading.Event(), threading.Event()
+
+    def compare_slowly(*arguments: Any) -> Any:
+        began.set()
+        assert goes_on.wait(20)
+        return compare(*arguments)
+
+    monkeypatch.setattr(service, "compare", compare_slowly)
+    join(address, search, [None, "products", "red", None, "", 5, 1], "clearing")
+    assert began.wait(20)
+    body = {"data": [None, "products", 2], "fn_index": clear["id"], "session_hash": "clearing"}
+    request = urllib.request.Request(
+        f"{address}/gradio_api/run/predict", json.dumps(body).encode(), headers={"Content-Type": "application/json"}
+    )
+    with urllib.request.urlopen(request, timeout=20) as response:
+        assert json.load(response)["data"][:3] == ["", None, ""]
+    goes_on.set()
+    (dropped,) = completed(address, "clearing")
+    assert dropped["success"] and "data-item" not in json.dumps(dropped["output"]["data"])
+
+    join(address, search, [None, "products", "red", None, "", 5, 3], "clearing")
+    (shown,) = completed(address, "clearing")
+    assert 'data-item="red-0"' in shown["output"]["data"][1]
+
+
+def test_the_category_is_chosen_not_typed(address: str) -> None:
+    _, config = get(f"{address}/config")
+    (menu,) = [entry for entry in json.loads(config)["components"] if entry["type"] == "dropdown"]
+    assert menu["props"]["filterable"] is False
+
+
+def search_with_photo(address: str, path: str) -> dict[str, Any]:
+    """What the Search button sends, with a photo of our choice; Gradio's last message about it."""
+    search = next(entry for entry in dependencies(address) if len(entry["outputs"]) == 3)
+    photo = {"path": path, "meta": {"_type": "gradio.FileData"}}
+    join(address, search, [None, "products", "", photo, "", 5, 1], "test")
+    (done,) = completed(address, "test")
+    return done
 
 
 def test_only_an_uploaded_photo_is_searched_with(address: str, tmp_path: Path) -> None:
