@@ -20,7 +20,8 @@ import pytest
 from PIL import Image
 
 from app.examples import Example
-from app.service import ARMS, MAX_TEXT_CHARACTERS, Pair, Service
+from app.service import ARMS, MAX_IMAGE_PIXELS, MAX_K, MAX_TEXT_CHARACTERS, Pair, Service
+from app.ui.api import MAX_IMAGE_BYTES
 from app.ui.page import build_page, launch_options
 from app.ui.search import Visit, answer, run_query
 
@@ -79,6 +80,22 @@ def test_the_page_is_a_blocks_with_two_named_endpoints(service: Service, address
     assert named["/search"]["parameters"][0]["parameter_name"] == "text"
     for parameter in named["/search"]["parameters"]:
         assert f"`{parameter['parameter_name']}`:" in named["/search"]["description"]
+
+
+def test_the_endpoints_are_documented(address: str) -> None:
+    page = (Path(__file__).parents[2] / "docs" / "api.md").read_text(encoding="utf-8")
+    _, info = get(f"{address}/gradio_api/info")
+    for name, endpoint in json.loads(info)["named_endpoints"].items():
+        assert f"`{name}`" in page
+        for parameter in endpoint["parameters"]:
+            assert f"| `{parameter['parameter_name']}` |" in page
+    limits = (
+        f"{MAX_TEXT_CHARACTERS:,} characters",
+        f"{MAX_IMAGE_BYTES >> 20} MB",
+        f"{MAX_IMAGE_PIXELS // 10**6} megapixels",
+    )
+    for limit in (*limits, f"1 to {MAX_K}"):
+        assert limit in page
 
 
 def test_search_answers_programs_in_json(service: Service, address: str) -> None:
