@@ -46,7 +46,7 @@ def _parser() -> argparse.ArgumentParser:
         metavar="true|false",
         help="a click on a result opens the catalogue's own picture, up to 1,600 pixels a side, if it is still where "
         "the index found it; false opens the thumbnail of 320. The default is false, because whoever reaches the page "
-        "could then read every page and photo of the catalogue, not only recognise it (default: false)",
+        "could then read every page and photo of the catalogue, not only recognise it",
     )
     add("--report", metavar="FILE", type=Path, help="A/B report; adds the tab “Is it better?”")
     add(

@@ -1,5 +1,6 @@
 """Search answers as HTML: one column a side, one card an item."""
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
@@ -34,8 +35,10 @@ def render_column(arm: Arm, card: ArmCard, answer: Answer | None, moves: Sequenc
     sizes = [_thumbnail_size(hit.image) for hit in answer.hits]
     shapes = [width / height for width, height in filter(None, sizes)]
     shape = "portrait" if shapes and median(shapes) < _PORTRAIT else "square"
+    titles = Counter(map(_title, answer.hits))
     cards = "".join(
-        _render_card(arm, hit, move, size) for hit, move, size in zip(answer.hits, moves, sizes, strict=True)
+        _render_card(arm, hit, move, size, is_alone=titles[_title(hit)] == 1)
+        for hit, move, size in zip(answer.hits, moves, sizes, strict=True)
     )
     body = f'<ol class="fa-hits fa-{shape}">{cards}</ol>' if cards else '<p class="fa-none">No item matches.</p>'
     return f'<section class="fa-column fa-{arm}" aria-label="{TITLES[arm]} results">{head}{body}</section>'
@@ -66,9 +69,10 @@ def _items(count: int) -> str:
     return f"{count} item" if count == 1 else f"{count} items"
 
 
-def _render_card(arm: Arm, hit: Hit, move: Move, size: tuple[int, int] | None) -> str:
+def _render_card(arm: Arm, hit: Hit, move: Move, size: tuple[int, int] | None, *, is_alone: bool) -> str:
+    """`is_alone`: no other card of the column has this title."""
     title = _title(hit)
-    details = _details(hit, title)
+    details = _details(hit, title, is_alone=is_alone)
     most = 2 if hit.id in details else 1
     shown, all_details = escape(" · ".join(details[:most])), escape(" · ".join(details))
     return (
@@ -137,9 +141,10 @@ def _title(hit: Hit) -> str:
     return hit.id
 
 
-def _details(hit: Hit, title: str) -> list[str]:
-    """What tells the item from others with this title: its id first if the title is no name of its own."""
-    found = [hit.id] if title != hit.id and not any(hit.fields.get(name) for name in _OWN_NAMES) else []
+def _details(hit: Hit, title: str, *, is_alone: bool) -> list[str]:
+    """What tells the item from others: its id first if the title is shared, or is no name of its own."""
+    is_named = is_alone and any(hit.fields.get(name) for name in _OWN_NAMES)
+    found = [] if is_named or title == hit.id else [hit.id]
     for name in _DETAIL_FIELDS:
         value = hit.fields.get(name)
         if value is None or value == "" or (name not in _AMOUNTS and str(value).casefold() in title.casefold()):

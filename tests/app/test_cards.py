@@ -90,6 +90,12 @@ def test_a_card_named_after_its_company_is_told_from_the_next_by_its_id_and_pric
     assert details(page)["title"] == "rec-7 · 12.50 · 1 May"
 
 
+def test_cards_of_one_title_show_their_ids() -> None:
+    shown = [hit("d1", title="Invoice", date="May"), hit("d2", title="Invoice", date="May"), hit("d3", title="Letter")]
+    texts = column(*shown).text
+    assert "d1 · May" in texts and "d2 · May" in texts and "d3" not in texts
+
+
 def test_what_the_title_says_already_is_not_repeated() -> None:
     page = column(hit("d1", title="Vale & Sons report 5", company="Vale & Sons", kind="report", amount="5", date="May"))
     assert details(page)["title"] == "5 · May"
