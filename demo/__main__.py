@@ -74,7 +74,7 @@ def _tour(options: argparse.Namespace) -> int:
         return 0
     tour.write_examples(root / "examples.json")
     arguments = ["--host", options.host, "--port", str(options.port), "--report", str(root / "report.json")]
-    arguments += ["--examples", str(root / "examples.json")]
+    arguments += ["--examples", str(root / "examples.json"), "--originals", "true"]
     for catalog in ("products", "documents"):
         arguments += [
             "--baseline",

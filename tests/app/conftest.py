@@ -101,8 +101,12 @@ def make_pair(tmp_path: Path) -> Callable[[Sequence[dict[str, Any]]], Pair]:
     return lambda rows: open_pair(write_catalog(tmp_path / "catalog", rows), tmp_path)
 
 
-@pytest.fixture
-def free_port() -> int:
+def unused_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])
+
+
+@pytest.fixture
+def free_port() -> int:
+    return unused_port()

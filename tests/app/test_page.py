@@ -24,6 +24,7 @@ from app.service import ARMS, MAX_IMAGE_PIXELS, MAX_K, MAX_TEXT_CHARACTERS, Pair
 from app.ui.api import MAX_IMAGE_BYTES
 from app.ui.page import build_page, launch_options
 from app.ui.search import Visit, answer, run_query
+from tests.app.conftest import unused_port
 
 
 def inside_a_loop(make: Callable[[], Any]) -> Any:
@@ -45,7 +46,8 @@ def address(service: Service, tmp_path_factory: pytest.TempPathFactory) -> Itera
     )  # imported late, under the server's deep stack, pytest's rewriting of it overflows
     page = inside_a_loop(lambda: build_page(service, examples=examples))
     options = launch_options(service, examples=examples)
-    inside_a_loop(lambda: page.launch(**options, prevent_thread_lock=True))
+    # a port of its own: gradio leaves a socket open for each that is taken
+    inside_a_loop(lambda: page.launch(**options, server_port=unused_port(), prevent_thread_lock=True))
     yield str(page.local_url).rstrip("/")
     page.close()
 
