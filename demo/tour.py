@@ -22,6 +22,7 @@ import yaml
 
 from demo import catalogs
 from demo.steps import Steps, digest_of
+from fanoise.embedder import SPEC_VERSION
 from fanoise.errors import FANoiseError
 from fanoise.storage import write_atomic
 
@@ -121,7 +122,7 @@ class Tour:
 
     def _train(self, steps: Steps) -> None:
         inputs: list[Path | str] = [self.recipe, *self._pair_files(), *_weight_files(self._base())]
-        inputs += [str(self.base), str(self.seed), *self._drawn()]
+        inputs += [str(self.base), str(self.seed), str(SPEC_VERSION), *self._drawn()]
         started = self.root / "training.started"
         digest = digest_of(inputs)
 

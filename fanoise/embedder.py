@@ -40,9 +40,11 @@ _PASSING = {
     "transformers_version",
 }
 """Entries of a model's or adapter's config that change no vector, and differ between two savings of the same."""
+_SETS = {"exclude_modules", "modules_to_save", "target_modules"}
+"""Entries whose lists an adapter saves in any order."""
 _KEEP = "keep_rows"
 """Entry of a batch: bool [B], False for rows that only make every part of the model run."""
-_FORMAT_VERSION = 1
+SPEC_VERSION = 2
 _BYTES_A_TOKEN, _PIXELS_A_TOKEN = 4, 28 * 28
 """Only the order of lengths matters, and only for speed."""
 
@@ -263,9 +265,11 @@ class Embedder:
         write_spec(folder, self.spec)
 
 
-def run_folder(path: str | Path) -> Path | None:
+def run_folder(path: str | Path, *, whole: bool = True) -> Path | None:
     """The folder at a path, or the local copy of a run on the hub; none for a plain checkpoint of the hub.
 
+    Args:
+        whole: of a run on the hub, else its `embedder.json` alone.
     Raises: ArtifactError when there is neither, or the hub cannot be asked.
     """
     if Path(path).is_dir():
@@ -276,7 +280,9 @@ def run_folder(path: str | Path) -> Path | None:
     hub_id, revision = split_revision(path)
     try:
         found = Path(snapshot_download(hub_id, revision=revision, allow_patterns=[SPEC_FILE]))
-        return Path(snapshot_download(hub_id, revision=found.name)) if (found / SPEC_FILE).exists() else None
+        if not (found / SPEC_FILE).exists():
+            return None
+        return Path(snapshot_download(hub_id, revision=found.name)) if whole else found
     except Exception as error:  # a dozen unrelated classes: no such repository, no access, no network
         hub = (
             "" if isinstance(error, HFValidationError) else f", and nothing to be had from the hub ({one_line(error)})"
@@ -297,8 +303,10 @@ def read_spec(folder: Path) -> EmbedderSpec:
         raise ArtifactError(f"{file}: damaged ({error}); train again or restore the file") from None
     if not isinstance(stored, dict):
         raise ArtifactError(f"{file}: damaged (expected an object); train again or restore the file")
-    if stored.pop("format_version", None) != _FORMAT_VERSION:
-        raise ArtifactError(f"{file}: written by another version of fanoise; expected format_version {_FORMAT_VERSION}")
+    if stored.pop("format_version", None) != SPEC_VERSION:
+        raise ArtifactError(
+            f"{file}: written by another version of fanoise; expected format_version {SPEC_VERSION}, train again"
+        )
     unknown = set(stored) - {item.name for item in fields(EmbedderSpec)}
     if unknown:
         raise ArtifactError(f"{file}: unknown entries {', '.join(sorted(unknown))}")
@@ -310,7 +318,7 @@ def read_spec(folder: Path) -> EmbedderSpec:
 
 def write_spec(folder: Path, spec: EmbedderSpec) -> None:
     content = {
-        "format_version": _FORMAT_VERSION,
+        "format_version": SPEC_VERSION,
         **asdict(replace(spec, prompts=spec.prompts and dict(spec.prompts), noise=dict(spec.noise))),
     }
     write_atomic(folder / SPEC_FILE, json.dumps(content, indent=2) + "\n")
@@ -330,11 +338,14 @@ def weights_digest(path: str | Path) -> str | None:
     files = (sorted(folder.glob("*.safetensors")) or sorted(folder.glob("*.bin"))) if folder.is_dir() else []
     if not files:
         return None
-    settings = [file for file in (folder / CONFIG_FILE, folder / ADAPTER_FILE) if file.exists()]
-    return _digest(
-        {file.name: sha256_file(file) for file in files}
-        | {file.name: _lasting(json.loads(file.read_text())) for file in settings}
-    )
+    parts: dict[str, Any] = {file.name: sha256_file(file) for file in files}
+    for file in (folder / CONFIG_FILE, folder / ADAPTER_FILE):
+        if file.exists():
+            try:
+                parts[file.name] = _lasting(json.loads(file.read_text()))
+            except ValueError as error:
+                raise ArtifactError(f"{file}: damaged ({one_line(error)}); fetch or save it again") from None
+    return _digest(parts)
 
 
 def _load_adapter(
@@ -378,14 +389,16 @@ def _weights_digest(path: str | Path, spec: EmbedderSpec) -> str:
 
 
 def _lasting(settings: Any) -> Any:
-    """What a config says of the model, without where it came from and who wrote it, in an order of its own."""
-    if isinstance(settings, dict):
-        return {name: _lasting(value) for name, value in settings.items() if name not in _PASSING}
-    if isinstance(settings, list):  # target modules of an adapter are a set
-        return (
-            sorted(settings) if all(isinstance(one, str) for one in settings) else [_lasting(one) for one in settings]
-        )
-    return settings
+    """What a config says of the model, without where it came from and who wrote it."""
+    if isinstance(settings, list):
+        return [_lasting(one) for one in settings]
+    if not isinstance(settings, dict):
+        return settings
+    return {
+        name: sorted(value) if name in _SETS and isinstance(value, list) else _lasting(value)
+        for name, value in settings.items()
+        if name not in _PASSING
+    }
 
 
 def _digest(value: object) -> str:

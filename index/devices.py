@@ -134,7 +134,11 @@ def serve(index: faiss.Index) -> CpuIndex | GpuIndex:
     odd = _not_for_gpu(index)
     if odd is not None:
         return CpuIndex(index, _NONE_OF.format(odd))
-    reason, free = "", _free_on_gpus(count)
+    reason = ""
+    try:
+        free = _free_on_gpus(count)
+    except _FAILURES as error:  # of a GPU that another process has filled
+        return _refused(index, _reason(error))
     for is_sharded in (False, True) if count > 1 else (False,):
         wanted = _wanted(index, count if is_sharded else 1)
         # FAISS must not find out itself: of lists that do not fit, it keeps those it has copied until the process ends
@@ -153,7 +157,11 @@ def serve(index: faiss.Index) -> CpuIndex | GpuIndex:
             return GpuIndex(index, on_gpu, "1 GPU, at half precision")
         how = "a part of the index on each" if is_sharded else "the index on each"
         return GpuIndex(index, on_gpu, f"{count} GPUs, {how}, at half precision")
-    warnings.warn(f"the index stays on the CPU, since the GPU does not take it: {reason}", RuntimeWarning, stacklevel=2)
+    return _refused(index, reason)
+
+
+def _refused(index: faiss.Index, reason: str) -> CpuIndex:
+    warnings.warn(f"the index stays on the CPU, since the GPU does not take it: {reason}", RuntimeWarning, stacklevel=3)
     return CpuIndex(index, f"the GPU does not take it: {reason}")
 
 

@@ -2,8 +2,8 @@
 
 numbers    as numbers: 20, 20.0 and "20" are one price. A text that is no number equals none; as a bound it is an error.
 flags      true and false, in small or capital letters; they have no order.
-text       letter by letter, in the order of Unicode. But where every value spells a number, as in a CSV, `min` and
-           `max` compare numbers.
+text       letter by letter, in the order of Unicode. But `min` and `max` that are numbers compare numbers where values
+           spell some, as in a CSV; text that spells none meets no such bound.
 others     (dates, objects) by their text, which orders ISO dates rightly.
 """
 
@@ -27,7 +27,7 @@ from index.where import (
     are_numbers,
     as_number,
     conditions,
-    is_written_otherwise,
+    digits_form,
     spelled,
     unknown_field,
 )
@@ -129,7 +129,7 @@ class Field:
             return [f"no item has {condition.text!r} in its {self.name}{self._instead(condition.text)}"]
         asked = [("from", condition.min), ("to", condition.max)]
         span = " ".join(f"{word} {self._quoted(end)}" for word, end in asked if end is not None)
-        return [f"no item has a {self.name} {span}{self._extent()}"]
+        return [f"no item has a {self.name} {span}{self._extent(as_numbers=self._compares_numbers(condition))}"]
 
     def _bounds_note(self, condition: Range) -> list[str]:
         """Where values are not what the bounds look like: text among numbers, days first and years first."""
@@ -138,10 +138,21 @@ class Field:
         if self._compares_numbers(condition):
             return [] if self._odd_text is None else [f"{self.name} {NO_NUMBERS}, for example {self._odd_text!r}"]
         for end in filter(None, (condition.min, condition.max)):
-            other = next((text for text in self.distinct.to_pylist() if is_written_otherwise(text, end)), None)
-            if other is not None:
-                return [f"{self.name} is compared as text, and not all of it is written like {end!r}: {other!r}"]
+            if (own := digits_form(end)) is None:
+                continue
+            for form, text in self._forms.items():
+                if not (form.startswith(own) or own.startswith(form)):
+                    return [f"{self.name} is compared as text, and not all of it is written like {end!r}: {text!r}"]
         return []
+
+    @cached_property
+    def _forms(self) -> dict[str, str]:
+        """How values of digits and separators are set, each with one of them; of the first values only."""
+        forms: dict[str, str] = {}
+        for text in self.distinct.slice(0, _MOST_COMPARED).to_pylist():
+            if (form := digits_form(text)) is not None:
+                forms.setdefault(form, text)
+        return forms
 
     def _rows(self, chosen: np.ndarray) -> np.ndarray:
         """bool [N] from bool [distinct values]: rows with a value that is chosen."""
@@ -220,7 +231,7 @@ class Field:
     def _instead(self, value: str) -> str:
         """Near values, or all if they are few, or where numbers lie."""
         if self.kind == "number":
-            return self._extent()
+            return self._extent(as_numbers=True)
         known = sorted(map(spelled, self.distinct.slice(0, _MOST_COMPARED).to_pylist()))
         folded = {text.casefold(): text for text in known}
         near = [folded[name] for name in difflib.get_close_matches(value.casefold(), folded, n=3)]
@@ -230,10 +241,10 @@ class Field:
             return f"; there are: {', '.join(map(repr, known))}"
         return ""
 
-    def _extent(self) -> str:
+    def _extent(self, *, as_numbers: bool) -> str:
         if not len(self.distinct):
             return "; no item has any"
-        if self._numbers is not None:
+        if as_numbers:
             low, high = (spelled(end.item()) for end in (np.nanmin(self._numbers), np.nanmax(self._numbers)))
         else:
             low, high = (repr(end.as_py()) for end in pc.min_max(self.distinct).values())

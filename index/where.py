@@ -117,12 +117,9 @@ def are_numbers(bounds: Range) -> bool:
     return all(as_number(end) is not None for end in (bounds.min, bounds.max) if end is not None)
 
 
-def is_written_otherwise(text: str, bound: str) -> bool:
-    """Whether both are digits with separators, as dates are, but set otherwise: 31/12/2025 and 2025-12-31."""
-    if not (_DIGITS.fullmatch(text) and _DIGITS.fullmatch(bound)):
-        return False
-    form, other = (re.sub(r"\d", "0", one) for one in (text, bound))
-    return not (form.startswith(other) or other.startswith(form))
+def digits_form(text: str) -> str | None:
+    """How digits with separators are set, as in a date: 0000-00-00 and 00/00/0000; None for other text."""
+    return re.sub(r"\d", "0", text) if _DIGITS.fullmatch(text) else None
 
 
 def unknown_field(name: str, known: Sequence[str], *, said_of: str = "") -> InputError:

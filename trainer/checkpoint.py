@@ -89,6 +89,7 @@ def load_newest_checkpoint(engine: Any, run: Path) -> int:
     for group, lr in zip(engine.optimizer.param_groups, engine.lr_scheduler.get_last_lr(), strict=True):
         group["lr"] = lr  # the schedule sets it only at its next step
     engine.global_steps = facts["step"]
+    engine.global_samples = facts["step"] * world_size()  # by which DeepSpeed counts in its own monitor entries
     return facts["step"]
 
 

@@ -52,7 +52,7 @@ def build_embedder(config: RunConfig, device: torch.device) -> Embedder:
 
 def read_base_spec(config: RunConfig) -> EmbedderSpec:
     base = config.model.base
-    folder = run_folder(base)
+    folder = run_folder(base, whole=False)
     spec = EmbedderSpec() if folder is None else read_spec(folder)
     if spec.base_model is not None:
         raise ArtifactError(

@@ -10,6 +10,7 @@ import peft
 import torch
 import transformers
 
+from fanoise.backbones import split_revision
 from fanoise.noise import NoiseConfig, noise_in_logits
 from trainer.config import RunConfig
 from trainer.sources import short_names
@@ -53,14 +54,15 @@ def model_card(
         kept = "" if config.validation.keep == "last" else "; these weights"
         facts["held-out pairs"] = f"recall@1 {best['recall@1']:.3f}, MRR {best['mrr']:.3f} at step {best['step']}{kept}"
     table = "\n".join(f"| {name} | {value} |" for name, value in facts.items())
-    base = f"base_model: {config.model.base}\n" if not Path(config.model.base).exists() else ""
+    base_id = split_revision(config.model.base)[0]
+    base = f"base_model: {base_id}\n" if not Path(base_id).exists() else ""
     return f"""---
 library_name: fanoise
 {base}tags: [feature-extraction, image-text-retrieval, fanoise]
 ---
 # {config.output_dir.name}
 
-Image-text embedder, {dim} dimensions, trained with InfoNCE from `{Path(config.model.base).name}`.
+Image-text embedder, {dim} dimensions, trained with InfoNCE from `{Path(base_id).name}`.
 
 | | |
 |---|---|

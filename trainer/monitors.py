@@ -17,14 +17,16 @@ def write_to_monitors(engine: Any, what: str, row: dict[str, Any]) -> None:
 
 
 def go_on_with_csv(engine: Any, run: Path, done: int) -> None:
-    """Let a resumed run write its CSV files as if it had never stopped: no step twice, no second header."""
+    """Let a resumed run write its CSV files as if it had never stopped: no row twice, no second header."""
     for file in (run / CSV_FOLDER).glob("*.csv"):
         with file.open(newline="") as lines:
             header, *rows = list(csv.reader(lines)) or [[]]
         if not (header and done):
             file.unlink()
             continue
+        # DeepSpeed's own files count samples, of which it takes every process to have one a step
+        last = engine.global_samples if file.stem.startswith("Train_Samples") else done
         kept = io.StringIO()
-        csv.writer(kept).writerows([header, *(row for row in rows if len(row) == 2 and int(row[0]) <= done)])
+        csv.writer(kept).writerows([header, *(row for row in rows if len(row) == 2 and int(row[0]) <= last)])
         write_atomic(file, kept.getvalue())
         engine.monitor.csv_monitor.filenames.append(file.stem)  # those that have their header

@@ -101,6 +101,8 @@ class Objective:
             noisy = torch.empty_like(embeddings)
             for number in range(len(labels.rows_per_process)):
                 rows = (process == number).nonzero()[:, 0]
+                if not len(rows):  # the spectrum of the last that has some is what is logged
+                    continue
                 noisy = noisy.index_copy(0, rows, self._module(embeddings[rows], generator, strength=strength))
         if self._module.sigma is not None:
             self.spectra[side] = self._module.sigma

@@ -1,15 +1,16 @@
 """The training loop: one readable function on top of `deepspeed.initialize`."""
 
+import errno
 import json
 import math
 import os
 import sys
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import asdict, replace
+from io import FileIO
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import numpy as np
 import torch
@@ -19,7 +20,7 @@ from tqdm import tqdm
 from fanoise.backbones import load_skeleton
 from fanoise.distributed import rank, world_size
 from fanoise.embedder import Embedder
-from fanoise.errors import ConfigError, TrainingError, one_line
+from fanoise.errors import ConfigError, TrainingError, one_line, printable
 from fanoise.storage import write_atomic
 from trainer.batches import BatchPlan, StepBatch, StepBatches, load_plan, load_validation, step_loader
 from trainer.checkpoint import (
@@ -78,7 +79,7 @@ def train(config: RunConfig) -> Path:
             write_config(config)
             print(_describe(config, embedder, plan), file=sys.stderr)
             if left_out:
-                print(left_out, file=sys.stderr)
+                print(printable(left_out), file=sys.stderr)
         dist.barrier()
         _train_in(run, config, plan, held_out, embedder, device)
         if rank() == 0:
@@ -163,7 +164,7 @@ def _train_in(
             row["items_per_s"] = round(2 * counts.pairs / seconds, 1)
             row["tokens_per_s"] = round(counts.tokens / seconds, 1)
             if rank() == 0:
-                _write_line(metrics, _json(row))
+                write_line(metrics, _json(row))
                 bar.set_postfix(loss=f"{row['loss']:.3f}", items_per_s=row["items_per_s"], refresh=False)
                 bar.update()
                 if config.monitors:
@@ -182,7 +183,7 @@ def _train_in(
             if history.is_over:
                 break
     if rank() == 0 and (said := skipped(run / REJECTS_FILE)):
-        print(said, file=sys.stderr)
+        print(printable(said), file=sys.stderr)
     published = history.best
     if held_out and config.validation.keep == "best":
         step = load_weights(engine, run / "checkpoints" / _BEST)
@@ -256,17 +257,17 @@ def _note_rejects(run: Path, batch: StepBatch) -> None:
             file.writelines(json.dumps(reject) + "\n" for reject in batch.rejects)
 
 
-@contextmanager
-def _metrics_file(run: Path, done: int) -> Iterator[IO[str]]:
-    path = run / METRICS_FILE if rank() == 0 else Path(os.devnull)
-    with path.open("a" if done else "w") as file:
-        yield file
+def _metrics_file(run: Path, done: int) -> FileIO:
+    """Without a buffer, which closing would try to write once more where there was no room."""
+    return FileIO(run / METRICS_FILE if rank() == 0 else os.devnull, "a" if done else "w")
 
 
-def _write_line(file: IO[str], line: str) -> None:
+def write_line(file: FileIO, line: str) -> None:
+    """Raises: TrainingError with a remedy where there is no room."""
+    data = line.encode() + b"\n"
     try:
-        file.write(line + "\n")
-        file.flush()
+        if file.write(data) != len(data):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
     except OSError as error:
         raise TrainingError(
             f"{file.name} cannot be written ({one_line(error)}); make room, and go on by --resume auto"

@@ -24,7 +24,7 @@ ITEM = "item"
 SIGNATURES = "signatures.npy"
 """uint8 [n, SIGNATURE_BYTES] of a shard's items, zeros where there is no image."""
 Vectors = Mapping[int, np.ndarray]
-"""Of positions in a shard: an embedding [E], or the reason why there is none."""
+"""Of positions in a shard: an embedding [E]."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -293,21 +293,21 @@ def test_an_adapter_of_another_size_is_refused(moved):
     ("content", "message"),
     [
         ("", "damaged"),
-        ('{"format_version": 1, "promp', "damaged"),
+        ('{"format_version": 2, "promp', "damaged"),
         ("\ufffe\u0000", "damaged"),
         ("[]", "expected an object"),
         ("null", "expected an object"),
-        ("{}", "expected format_version 1"),
-        ('{"format_version": 2}', "expected format_version 1"),
-        ('{"format_version": 1, "colour": "red", "size": 3}', "unknown entries colour, size"),
-        ('{"format_version": 1, "pooling": "first"}', "pooling must be one of last, mean, prompt, native, got 'first'"),
-        ('{"format_version": 1, "max_tokens": "many"}', "damaged"),
-        ('{"format_version": 1, "max_tokens": 0}', "max_tokens must be >= 1"),
-        ('{"format_version": 1, "max_pixels": 0}', "max_pixels must be >= 1"),
-        ('{"format_version": 1, "prompts": {"query": ""}}', "prompts must have the keys query and item"),
-        ('{"format_version": 1, "prompts": ["query", "item"]}', "prompts must have the keys query and item"),
-        ('{"format_version": 1, "prompts": {"query": 1, "item": 2}}', "prompts must be text"),
-        ('{"format_version": 1, "noise": 3}', "noise must map"),
+        ("{}", "expected format_version 2"),
+        ('{"format_version": 3}', "expected format_version 2"),
+        ('{"format_version": 2, "colour": "red", "size": 3}', "unknown entries colour, size"),
+        ('{"format_version": 2, "pooling": "first"}', "pooling must be one of last, mean, prompt, native, got 'first'"),
+        ('{"format_version": 2, "max_tokens": "many"}', "damaged"),
+        ('{"format_version": 2, "max_tokens": 0}', "max_tokens must be >= 1"),
+        ('{"format_version": 2, "max_pixels": 0}', "max_pixels must be >= 1"),
+        ('{"format_version": 2, "prompts": {"query": ""}}', "prompts must have the keys query and item"),
+        ('{"format_version": 2, "prompts": ["query", "item"]}', "prompts must have the keys query and item"),
+        ('{"format_version": 2, "prompts": {"query": 1, "item": 2}}', "prompts must be text"),
+        ('{"format_version": 2, "noise": 3}', "noise must map"),
     ],
 )
 def test_a_damaged_embedder_file_is_named(own_base, content, message):
@@ -382,6 +382,25 @@ def test_a_changed_config_changes_the_fingerprint_and_is_another_base(own_base, 
     changed = Embedder.from_pretrained(own_base).fingerprint
     assert [name for name in changed if changed[name] != before[name]] == ["weights"]
     with pytest.raises(ArtifactError, match="not the base this adapter was trained on"):
+        Embedder.from_pretrained(moved, base=own_base)
+
+
+def test_the_order_of_layers_is_part_of_the_fingerprint_and_that_of_target_modules_is_not(own_base, moved, embedder):
+    change_settings(own_base / "config.json", layer_types=["full", "sliding"])
+    first = weights_digest(own_base)
+    change_settings(own_base / "config.json", layer_types=["sliding", "full"])
+    assert weights_digest(own_base) != first
+    names = ["q_proj", "v_proj"]
+    change_settings(moved / "adapter_config.json", target_modules=names)
+    first = weights_digest(moved)
+    change_settings(moved / "adapter_config.json", target_modules=names[::-1])
+    assert weights_digest(moved) == first
+
+
+def test_a_damaged_config_of_the_base_is_named(own_base, moved):
+    file = own_base / "config.json"
+    file.write_text(file.read_text()[:-20])
+    with pytest.raises(ArtifactError, match=r"config\.json: damaged"):
         Embedder.from_pretrained(moved, base=own_base)
 
 

@@ -128,6 +128,17 @@ def test_faiss_is_not_asked_for_what_does_not_fit(monkeypatch, factory, whole, h
         served.close()
 
 
+def test_a_gpu_that_another_process_has_filled_leaves_the_index_on_the_cpu(monkeypatch):
+    def full(count):
+        raise RuntimeError("CUDA error: out of memory")
+
+    gpus = FakeGpus(1).install(monkeypatch)
+    monkeypatch.setattr(devices, "_free_on_gpus", full)
+    with pytest.warns(RuntimeWarning, match="the index stays on the CPU"):
+        served = serve(train_index("Flat", VectorStore(unit_rows(200))))
+    assert served.device.startswith("CPU (the GPU does not take it: ") and gpus.made == []
+
+
 @pytest.mark.parametrize(
     ("factory", "part"),
     [("HNSW8", "IndexHNSWFlat"), ("IVF4,PQ8x4fs", "IndexIVFPQFastScan"), ("PCA8,SQ8", "IndexScalarQuantizer"),

@@ -158,6 +158,7 @@ def test_a_condition_that_does_not_suit_the_field_is_refused(filter, where, mess
             ["mixed holds text that is no number and meets no bound that is one, for example 'n/a'"],
         ),
         ({"mixed": {"min": "9", "max": "o"}}, []),
+        ({"mixed": {"min": "zzz"}}, ["no item has a mixed from 'zzz'; they run from '10' to 'n/a'"]),
         (
             {"days": {"min": "2026-01-01"}},
             ["days is compared as text, and not all of it is written like '2026-01-01': '01/02/2026'"],

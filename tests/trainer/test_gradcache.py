@@ -26,6 +26,11 @@ BATCHES: dict[str, dict[str, Any]] = {
     "uneven": {"split": UNEVEN},
     "local spectrum": {"split": UNEVEN, "noise": {"strength": 0.5, "spectrum": "local"}},
     "nothing left on one": {"split": [[0, 1, 2, 3, 4, 5, 6, 7, 8, 9], []], "images": [5, 6]},
+    "nothing left on one, local spectrum": {
+        "split": [[0, 1, 2, 3, 4, 5, 6, 7, 8, 9], []],
+        "images": [5, 6],
+        "noise": {"strength": 0.5, "spectrum": "local"},
+    },
     "negatives": {"split": UNEVEN, "chunk_size": 2, "negatives": True},
     # In every chunk process 0 has only texts, process 1 only images. Collated without `complete`, the processes reduce
     # or gather different parameters: here ZeRO 1, 2 and 3 end in a mismatch of collectives, with NCCL they would hang.

@@ -29,6 +29,11 @@ def card(config: RunConfig, tmp_path: Path, *, sets: tuple[str, ...] = ("WebQA",
     return model_card(config, metrics, dim=1536, device="cpu", files=files, best=None)
 
 
+def test_a_base_in_a_revision_is_named_as_the_hub_knows_it(config, tmp_path):
+    text = card(replace(config, model=ModelConfig(base="Qwen/Qwen2-VL-2B-Instruct@895c3a4")), tmp_path)
+    assert "\nbase_model: Qwen/Qwen2-VL-2B-Instruct\n" in text and "from `Qwen2-VL-2B-Instruct`." in text
+
+
 def test_facts_of_the_run_are_in_the_table(config, tmp_path):
     text = card(config, tmp_path)
     assert "\nbase_model: Qwen/Qwen2-VL-2B-Instruct\n" in text

@@ -48,7 +48,6 @@ def test_folder_that_cannot_be_written_is_refused_before_anything_is_loaded(conf
     "change",
     [
         {"zero_stage": 3},
-        {"reuse_image_features": False},
         {"chunk_size": 2},
         {"reuse_image_features": False},
         {"save_every": 7, "keep_checkpoints": 5},
