@@ -16,6 +16,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from fanoise.catalog import spelled
 from fanoise.errors import InputError
 from index.where import (
     NO_NUMBERS,
@@ -28,7 +29,6 @@ from index.where import (
     as_number,
     conditions,
     digits_form,
-    spelled,
     unknown_field,
 )
 

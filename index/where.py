@@ -26,6 +26,7 @@ from dataclasses import dataclass
 from difflib import get_close_matches
 from typing import Any
 
+from fanoise.catalog import spelled
 from fanoise.errors import InputError
 
 _PAIR = re.compile(r"(.*?)(!=|>=|<=|\*=|=)(.*)", re.DOTALL)
@@ -129,11 +130,6 @@ def unknown_field(name: str, known: Sequence[str], *, said_of: str = "") -> Inpu
     return InputError(
         f"{said_of}unknown field {name!r}; the fields of this index are: {', '.join(known) or 'none'}{hint}"
     )
-
-
-def spelled(value: Any) -> str:
-    """The one text of a value: 20 for 20.0, as in a catalogue."""
-    return str(int(value)) if isinstance(value, float) and value.is_integer() else str(value)
 
 
 def as_number(text: str) -> int | float | None:

@@ -1,5 +1,6 @@
 """What all fake embedders of the tests share: both halves of a real one, and next to no cost."""
 
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from typing import Any
 
@@ -22,7 +23,7 @@ class FakeModel(torch.nn.Module):
         return batch["vectors"] + self.weight
 
 
-class FakeEmbedder:
+class FakeEmbedder(ABC):
     """The interface of `fanoise.Embedder`; a kind of its own says in `vector_of` what becomes of an item."""
 
     def __init__(self, path: str, *, dim: int, weights: str, noise: dict[str, Any] | None = None) -> None:
@@ -37,9 +38,9 @@ class FakeEmbedder:
         }
         self.module = FakeModel()
 
+    @abstractmethod
     def vector_of(self, item: Item) -> np.ndarray:
         """float32 [dim] of length 1; raises ImageError for what it refuses."""
-        raise NotImplementedError
 
     def length(self, text: str | None, pixels: int) -> float:
         return len(text or "") / 4 + pixels / 784

@@ -62,7 +62,7 @@ def load_skeleton(path: str | Path) -> Backbone:
 
 
 def split_revision(path: str | Path) -> tuple[str, str | None]:
-    """ "OWNER/NAME@REVISION" as hub id and revision (a branch, a tag or a commit); a folder as it is."""
+    """Hub id and revision (a branch, a tag or a commit) of OWNER/NAME@REVISION; a folder as it is."""
     if Path(path).is_dir():
         return str(path), None
     hub_id, _, revision = str(path).partition("@")

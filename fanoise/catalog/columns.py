@@ -60,7 +60,7 @@ class Columns:
         self, path: str | Path, number: int, row: Mapping[str, Any], cells: ImageCells, reject: Rejects
     ) -> Iterator[Item]:
         """The items of one row: one, or as many as it has images. What is wrong with it goes to `reject`."""
-        id = str(number) if is_missing(row.get(ID)) else _spelled(row[ID])
+        id = str(number) if is_missing(row.get(ID)) else spelled(row[ID])
         place = f"{path}: row {number}"
         fields = {
             key: value
@@ -113,9 +113,9 @@ def is_missing(value: Any) -> bool:
     return value is None or (isinstance(value, str) and not value) or (isinstance(value, float) and math.isnan(value))
 
 
-def _spelled(id: Any) -> str:
-    """As text; pandas makes 7.0 of a whole number where another row has none."""
-    return str(int(id)) if isinstance(id, float) and id.is_integer() else str(id)
+def spelled(value: Any) -> str:
+    """The one text of a value, an id or a field's: 20 for 20.0, which pandas makes of 20 where another row has none."""
+    return str(int(value)) if isinstance(value, float) and value.is_integer() else str(value)
 
 
 @functools.lru_cache

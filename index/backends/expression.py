@@ -8,10 +8,11 @@ import math
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+from fanoise.catalog import spelled
 from fanoise.errors import InputError
 from index.backends.folding import fold, marked
 from index.backends.layout import Field, Layout, column_of
-from index.where import Condition, Contains, In, Not, Range, are_numbers, as_number, conditions, spelled
+from index.where import Condition, Contains, In, Not, Range, are_numbers, as_number, conditions
 
 NEVER = "row < 0"
 _ESCAPES = str.maketrans({"\\": "\\\\", '"': '\\"', "\n": "\\n", "\r": "\\r", "\t": "\\t"})

@@ -21,10 +21,11 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from fanoise.catalog import spelled
 from fanoise.errors import InputError
 from index.backends.folding import MARK, fold, marked
 from index.items import field_names, json_value
-from index.where import as_number, spelled, unknown_field
+from index.where import as_number, unknown_field
 
 Kind = Literal["int", "float", "bool", "text", "list"]
 

@@ -137,7 +137,7 @@ def test_a_header_grows_with_the_rows(tmp_path):
     ],
 )
 def test_other_arrays_are_refused(tmp_path, array, message):
-    np.save(tmp_path / "v.npy", array, allow_pickle=True)  # the last one is pickled, and must not be read
+    np.save(tmp_path / "v.npy", array)  # which pickles the last one; it must not be read
     with pytest.raises(ArtifactError, match=message):
         VectorStore.open(tmp_path / "v.npy")
 
