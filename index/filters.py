@@ -16,8 +16,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from fanoise.catalog import spelled
 from fanoise.errors import InputError
+from fanoise.values import spelled
 from index.where import (
     NO_NUMBERS,
     Condition,

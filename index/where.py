@@ -26,8 +26,8 @@ from dataclasses import dataclass
 from difflib import get_close_matches
 from typing import Any
 
-from fanoise.catalog import spelled
 from fanoise.errors import InputError
+from fanoise.values import spelled
 
 _PAIR = re.compile(r"(.*?)(!=|>=|<=|\*=|=)(.*)", re.DOTALL)
 _DIGITS = re.compile(r"\d[\d./:T -]*")

@@ -3,7 +3,6 @@
 Images are named here, never opened: a damaged one is the reader's to reject, not a reason to lose the catalogue.
 """
 
-from fanoise.catalog.columns import spelled
 from fanoise.catalog.item import ImageBytes, Item, image_name
 from fanoise.catalog.pdf import PdfPage
 from fanoise.catalog.read import catalog_root, count_rows, read_catalog
@@ -25,5 +24,4 @@ __all__ = [
     "image_name",
     "read_catalog",
     "read_rows",
-    "spelled",
 ]

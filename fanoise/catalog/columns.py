@@ -1,7 +1,6 @@
 """Which column is what: rows in, items out."""
 
 import functools
-import math
 import string
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -12,6 +11,7 @@ from fanoise.catalog.cells import ImageCells
 from fanoise.catalog.item import Item
 from fanoise.catalog.rejects import Fault, Rejects
 from fanoise.errors import CatalogError
+from fanoise.values import is_missing, spelled
 
 ID, TEXT, IMAGE, ITEM = "id", "text", "image", "item"
 """Names of columns and, the last one, of the field that says which item one of several images belongs to."""
@@ -106,16 +106,6 @@ class Columns:
             # str.format would also follow attributes ("{title.__class__}"); looking up whole names cannot
             return "".join(literal + ("" if name is None else _word(row, name)) for literal, name, _, _ in parts)
         return _word(row, TEXT if self.text is None else self.text) or None
-
-
-def is_missing(value: Any) -> bool:
-    """None, an empty string, or the NaN that pandas writes for an empty cell."""
-    return value is None or (isinstance(value, str) and not value) or (isinstance(value, float) and math.isnan(value))
-
-
-def spelled(value: Any) -> str:
-    """The one text of a value, an id or a field's: 20 for 20.0, which pandas makes of 20 where another row has none."""
-    return str(int(value)) if isinstance(value, float) and value.is_integer() else str(value)
 
 
 @functools.lru_cache

@@ -8,8 +8,8 @@ import math
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from fanoise.catalog import spelled
 from fanoise.errors import InputError
+from fanoise.values import spelled
 from index.backends.folding import fold, marked
 from index.backends.layout import Field, Layout, column_of
 from index.where import Condition, Contains, In, Not, Range, are_numbers, as_number, conditions

@@ -21,8 +21,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from fanoise.catalog import spelled
 from fanoise.errors import InputError
+from fanoise.values import spelled
 from index.backends.folding import MARK, fold, marked
 from index.items import field_names, json_value
 from index.where import as_number, unknown_field

@@ -1,0 +1,14 @@
+"""Values of tables: which of them are none, and how each is spelled. Imports nothing, so that `--help` stays quick."""
+
+import math
+from typing import Any
+
+
+def is_missing(value: Any) -> bool:
+    """None, an empty string, or the NaN that pandas writes for an empty cell."""
+    return value is None or (isinstance(value, str) and not value) or (isinstance(value, float) and math.isnan(value))
+
+
+def spelled(value: Any) -> str:
+    """The one text of a value, an id or a field's: 20 for 20.0, which pandas makes of 20 where another row has none."""
+    return str(int(value)) if isinstance(value, float) and value.is_integer() else str(value)
