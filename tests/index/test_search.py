@@ -162,7 +162,8 @@ def test_a_least_score_leaves_all_hits_above_it_up_to_k(grouped, group_by):
             scores, rows = grouped.search(queries, k, where, group_by=group_by, min_score=least)
             good = all_scores[:, :k] >= least
             assert np.array_equal(rows, np.where(good, all_rows[:, :k], -1))
-            assert np.array_equal(scores, np.where(good, all_scores[:, :k], -np.inf).astype(np.float32))
+            # FAISS takes another path for another k, which on some processors rounds differently
+            assert np.allclose(scores, np.where(good, all_scores[:, :k], -np.inf), rtol=0, atol=1e-6)
     for least in (1.1, -2, math.nan):
         with pytest.raises(InputError, match="min_score must be a cosine similarity from -1 to 1"):
             grouped.search(queries, 3, min_score=least)
