@@ -67,6 +67,7 @@ def make_engine(module: EmbeddingModel, config: RunConfig) -> Any:
         if config.zero_stage == 3:
             _share_out(module, settings, resolve_dtype(config))
         engine, *_ = deepspeed.initialize(model=module, optimizer=optimizer, lr_scheduler=schedule, config=settings)
+    engine.monitor.enabled = False  # for its own numbers, by a count of samples that it gets wrong; it takes ours
     return engine
 
 

@@ -2,12 +2,17 @@
 
 import csv
 import io
+import os
+import secrets
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from fanoise.storage import write_atomic
 
 CSV_FOLDER = "csv"
+_WANDB_FILE = "wandb_run_id"
 
 
 def write_to_monitors(engine: Any, what: str, row: dict[str, Any]) -> None:
@@ -16,17 +21,40 @@ def write_to_monitors(engine: Any, what: str, row: dict[str, Any]) -> None:
     engine.monitor.write_events([(f"{what}/{name}", value, row["step"]) for name, value in values.items()])
 
 
-def go_on_with_csv(engine: Any, run: Path, done: int) -> None:
-    """Let a resumed run write its CSV files as if it had never stopped: no row twice, no second header."""
+@contextmanager
+def same_wandb_run(run: Path) -> Iterator[None]:
+    """Within it, W&B, which DeepSpeed starts with the engine, goes on with the run that this folder had before."""
+    file = run / _WANDB_FILE
+    if not file.exists():
+        write_atomic(file, secrets.token_hex(8) + "\n")
+    wanted = {"WANDB_RUN_ID": file.read_text().strip(), "WANDB_RESUME": "allow"}
+    added = {name: value for name, value in wanted.items() if name not in os.environ}
+    os.environ |= added
+    try:
+        yield
+    finally:
+        for name in added:
+            del os.environ[name]
+
+
+def go_on_with_monitors(engine: Any, run: Path, done: int) -> None:
+    """Let a run that goes on after step `done` write as if it had never stopped: no step twice."""
+    if engine.monitor.csv_monitor is not None:
+        _cut_csv(engine.monitor.csv_monitor, run, done)
+    if engine.monitor.tb_monitor is not None:
+        writer = engine.monitor.tb_monitor.summary_writer
+        writer.close()  # the next event opens a file that begins with what TensorBoard is to forget
+        writer.purge_step = done + 1
+
+
+def _cut_csv(monitor: Any, run: Path, done: int) -> None:
     for file in (run / CSV_FOLDER).glob("*.csv"):
         with file.open(newline="") as lines:
             header, *rows = list(csv.reader(lines)) or [[]]
         if not (header and done):
             file.unlink()
             continue
-        # DeepSpeed's own files count samples, of which it takes every process to have one a step
-        last = engine.global_samples if file.stem.startswith("Train_Samples") else done
         kept = io.StringIO()
-        csv.writer(kept).writerows([header, *(row for row in rows if len(row) == 2 and int(row[0]) <= last)])
+        csv.writer(kept).writerows([header, *(row for row in rows if len(row) == 2 and int(row[0]) <= done)])
         write_atomic(file, kept.getvalue())
-        engine.monitor.csv_monitor.filenames.append(file.stem)  # those that have their header
+        monitor.filenames.append(file.stem)  # those that have their header

@@ -7,6 +7,7 @@ import os
 import sys
 import time
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import asdict, replace
 from io import FileIO
 from pathlib import Path
@@ -37,7 +38,7 @@ from trainer.first_process import on_first_process
 from trainer.hub import push
 from trainer.model import add_lora, attach_input_noise, build_embedder, check_backbone, read_base_spec
 from trainer.model_card import model_card
-from trainer.monitors import go_on_with_csv, write_to_monitors
+from trainer.monitors import go_on_with_monitors, same_wandb_run, write_to_monitors
 from trainer.objective import Objective
 from trainer.rejects import RejectShare, broken_pairs, skipped
 from trainer.run_folder import (
@@ -117,7 +118,8 @@ def _train_in(
     embedder: Embedder,
     device: torch.device,
 ) -> None:
-    engine = make_engine(embedder.module, config)
+    with same_wandb_run(run) if rank() == 0 and "wandb" in config.monitors else nullcontext():
+        engine = make_engine(embedder.module, config)
     done = load_newest_checkpoint(engine, run) if config.resume == "auto" else 0
     objective = Objective(
         config.noise, temperature=config.temperature, seed=config.seed, loss=config.loss, last_step=config.max_steps
@@ -128,8 +130,7 @@ def _train_in(
     if rank() == 0:
         for name in (METRICS_FILE, REJECTS_FILE, VALIDATION_FILE):
             cut_log(run / name, done)
-        if "csv" in config.monitors:
-            go_on_with_csv(engine, run, done)
+        go_on_with_monitors(engine, run, done)
         (run / FAILURE_FILE).unlink(missing_ok=True)
     dist.barrier()
     history = History(run, config.validation, device)

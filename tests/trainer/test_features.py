@@ -141,6 +141,7 @@ def test_monitors_get_every_number_of_every_step(runs):
     events.Reload()
     found = [(event.step, event.value) for event in events.Scalars("train/loss")]
     assert found == [(step, pytest.approx(loss)) for step, loss in expected]
+    assert all(tag.startswith("train/") for tag in events.Tags()["scalars"]), "DeepSpeed's own numbers are left out"
 
 
 def test_weights_and_biases_is_asked_for_by_the_name_of_the_run(tmp_path, monkeypatch):

@@ -1,8 +1,17 @@
-"""CSV files of a run that was killed and resumed."""
+"""Monitors of a run that was killed and resumed."""
 
+import os
 from types import SimpleNamespace
 
-from trainer.monitors import go_on_with_csv
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from torch.utils.tensorboard import SummaryWriter
+
+from trainer.monitors import go_on_with_monitors, same_wandb_run, write_to_monitors
+
+
+def engine(csv=None, writer=None) -> SimpleNamespace:
+    board = None if writer is None else SimpleNamespace(summary_writer=writer)
+    return SimpleNamespace(monitor=SimpleNamespace(csv_monitor=csv, tb_monitor=board))
 
 
 def test_a_resumed_run_writes_no_step_twice_and_no_second_header(tmp_path):
@@ -10,11 +19,37 @@ def test_a_resumed_run_writes_no_step_twice_and_no_second_header(tmp_path):
     folder.mkdir()
     (folder / "train_loss.csv").write_text("step,loss\r\n1,0.5\r\n2,0.4\r\n3,0.3\r\n4,0.")
     (folder / "train_lr.csv").write_text("")
-    (folder / "Train_Samples_lr.csv").write_text("step,lr\r\n2,0.1\r\n4,0.2\r\n6,0.3\r\n")
     monitor = SimpleNamespace(filenames=[])
-    engine = SimpleNamespace(monitor=SimpleNamespace(csv_monitor=monitor), global_samples=4)  # of two processes
-    go_on_with_csv(engine, tmp_path, done=2)
-    assert (folder / "Train_Samples_lr.csv").read_bytes() == b"step,lr\r\n2,0.1\r\n4,0.2\r\n"
+    go_on_with_monitors(engine(csv=monitor), tmp_path, done=2)
     assert (folder / "train_loss.csv").read_bytes() == b"step,loss\r\n1,0.5\r\n2,0.4\r\n"
-    assert sorted(monitor.filenames) == ["Train_Samples_lr", "train_loss"], "an empty file still wants its header"
+    assert monitor.filenames == ["train_loss"], "an empty file still wants its header"
     assert not (folder / "train_lr.csv").exists()
+
+
+def test_tensorboard_shows_each_step_of_a_resumed_run_once(tmp_path):
+    for number, (done, last) in enumerate(((0, 4), (2, 3), (2, 6), (6, 7))):
+        writer = SummaryWriter(str(tmp_path), filename_suffix=f".{number}")
+        resumed = engine(writer=writer)
+        resumed.monitor.write_events = lambda events, to=writer: [to.add_scalar(*event) for event in events]
+        go_on_with_monitors(resumed, tmp_path, done)
+        for step in range(done + 1, last + 1):
+            write_to_monitors(resumed, "train", {"step": step, "loss": number + step / 10})
+        writer.close()
+    events = EventAccumulator(str(tmp_path))
+    events.Reload()
+    found = [(event.step, round(event.value, 3)) for event in events.Scalars("train/loss")]
+    assert found == [(1, 0.1), (2, 0.2), (3, 2.3), (4, 2.4), (5, 2.5), (6, 2.6), (7, 3.7)]
+
+
+def test_weights_and_biases_goes_on_with_the_run_of_the_folder(tmp_path, monkeypatch):
+    monkeypatch.delenv("WANDB_RUN_ID", raising=False)
+    ids = []
+    for folder in ("one", "one", "other"):
+        with same_wandb_run(tmp_path / folder):
+            ids.append(os.environ["WANDB_RUN_ID"])
+            assert os.environ["WANDB_RESUME"] == "allow"
+    assert ids[0] == ids[1] != ids[2] and "WANDB_RUN_ID" not in os.environ
+    monkeypatch.setenv("WANDB_RUN_ID", "mine")
+    with same_wandb_run(tmp_path / "one"):
+        assert os.environ["WANDB_RUN_ID"] == "mine"
+    assert os.environ["WANDB_RUN_ID"] == "mine"
