@@ -215,8 +215,8 @@ class RunConfig:
     push_to_hub: str | None = None
     """Hub repository (OWNER/NAME) that gets the finished run folder; needs a login."""
     dry_run: bool = False
-    """Print what would run, and stop before any weight is loaded; of the checkpoint only config.json is needed, and the
-    pair files, not their images."""
+    """Print what would run, and stop before any weight is loaded. Needs the pair files, not their images, and of the
+    checkpoint config.json; with its processor, too, the memory is that of the largest images."""
 
     def __post_init__(self) -> None:
         for name in ("max_steps", "batch_size", "chunk_size", "save_every", "keep_checkpoints", "log_spectrum_every"):

@@ -84,13 +84,27 @@ def _memory(config: RunConfig, backbone: Backbone, total: int, trained: int, pro
     split = {0: (1, 1, 1), 1: (1, 1, processes), 2: (1, processes, processes), 3: (processes,) * 3}[config.zero_stage]
     optimizer = 12 if config.zero_stage or width < 4 else 8  # AdamW's moments, and masters beside the parameters
     states = total * width / split[0] + trained * 4 / split[1] + trained * optimizer / split[2]
-    text = f"at least {states / 2**30:.2f} GiB a process for parameters, gradients and optimiser"
+    text = f"at least {_size(states)} a process for parameters, gradients and optimiser"
     settings = getattr(backbone.unwrapped.config, "text_config", backbone.unwrapped.config)
     layers, hidden = getattr(settings, "num_hidden_layers", None), getattr(settings, "hidden_size", None)
-    if layers and hidden:
-        a_unit = (2 if config.model.gradient_checkpointing else 34) * width / 2
-        text += f", about {1000 * layers * hidden * a_unit / 2**30:.2f} GiB more for every 1,000 tokens of a chunk"
+    if not (layers and hidden):
+        return text
+    a_token = layers * hidden * (2 if config.model.gradient_checkpointing else 34) * width / 2
+    tokens = None if backbone.processor is None else backbone.image_tokens()
+    if tokens is None:
+        return f"{text}, about {_size(1000 * a_token)} more for every 1,000 tokens of a chunk"
+    text += (
+        f", about {_size(config.chunk_size * tokens * a_token)} more for a chunk of {config.chunk_size} images at the "
+        f"limit, {tokens:,} tokens each"
+    )
+    share = -(-config.batch_size // processes)
+    if share > config.chunk_size and config.keeps_image_features and backbone.has_frozen_images:
+        text += f"; of main memory up to {_size(2 * share * tokens * hidden * width)} for image features"
     return text
+
+
+def _size(size_bytes: float) -> str:
+    return f"{size_bytes / 2**30:.2f} GiB" if size_bytes >= 2**30 else f"{size_bytes / 2**20:.1f} MiB"
 
 
 def _count(number: int) -> str:

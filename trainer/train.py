@@ -96,8 +96,10 @@ def dry_run(config: RunConfig) -> str:
     check_run_folder(config)
     plan = load_plan(config)
     load_validation(config)
-    read_base_spec(config)
+    limit = config.model.max_pixels or read_base_spec(config).max_pixels
     backbone = load_skeleton(config.model.base)
+    if limit is not None and backbone.processor is not None:
+        backbone.set_max_pixels(limit)
     if config.lora.enabled:
         add_lora(backbone, config.lora)
     check_backbone(config, backbone)

@@ -52,13 +52,20 @@ def load_backbone(
 
 
 def load_skeleton(path: str | Path) -> Backbone:
-    """The model of a checkpoint on the `meta` device: shapes and names, no weights, no processor.
+    """The model of a checkpoint on the `meta` device: shapes and names, no weights.
 
-    Needs nothing of the checkpoint but its config.json.
+    Needs nothing of the checkpoint but its config.json; the processor is None where its files are not there.
     """
     family, config = _family(path)
+    source, revision = split_revision(path)
+    options = {} if revision is None else {"revision": revision}
+    try:
+        with _quiet(Path(source).is_dir()):
+            processor = family.load_processor(source, **options)
+    except (OSError, ValueError, ImportError):
+        processor = None
     with torch.device("meta"):
-        return family(model=family.model_class(config), processor=None)
+        return family(model=family.model_class(config), processor=processor)
 
 
 def split_revision(path: str | Path) -> tuple[str, str | None]:

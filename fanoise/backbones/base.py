@@ -5,6 +5,7 @@ vectors come out. Nothing outside this folder compares model names.
 """
 
 import json
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -118,6 +119,10 @@ class Backbone(ABC):
         """
 
     @abstractmethod
+    def image_tokens(self) -> int | None:
+        """How many tokens of the language tower a square image of `max_pixels` takes; None where it takes none."""
+
+    @abstractmethod
     def collate(self, examples: Sequence[Example], *, max_tokens: int) -> dict[str, Tensor]:
         """One padded batch; text is cut to `max_tokens`, images never are. Any mix of text, image and both."""
 
@@ -205,6 +210,13 @@ class TokenBackbone(Backbone):
 
     def forward(self, batch: dict[str, Tensor], pooling: Pooling) -> Tensor:
         return pool(self.hidden_states(batch), batch["attention_mask"], pooling)
+
+    def image_tokens(self) -> int:
+        side = math.isqrt(self.max_pixels)
+        image = Image.new("RGB", (side, side))
+        rows = [self.collate([Example(prompt="", text="", image=one)], max_tokens=1) for one in (image, None)]
+        with_image, without = (int(row["attention_mask"].sum()) for row in rows)
+        return with_image - without
 
     def collate(self, examples: Sequence[Example], *, max_tokens: int) -> dict[str, Tensor]:
         texts = [self.row_text(example, max_tokens) for example in examples]

@@ -90,6 +90,9 @@ class DualEncoderBackbone(Backbone):
             f"max_pixels is {max_pixels}, but {name} always resizes images to {side}×{side} pixels; leave it out"
         )
 
+    def image_tokens(self) -> None:
+        return None
+
     def collate(self, examples: Sequence[Example], *, max_tokens: int) -> dict[str, Tensor]:
         """`has_text` and `has_image` [B] say which rows the T texts and the I images belong to, in order."""
         texts = [one for one in examples if _has_text(one)]

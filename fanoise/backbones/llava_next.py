@@ -16,6 +16,7 @@ The limit on pixels chooses among the canvases:
 """
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 from functools import cached_property
 from itertools import chain
 from pathlib import Path
@@ -24,11 +25,12 @@ from typing import Any
 import transformers
 from torch import nn
 
-from fanoise.backbones.base import Attention, Backbone, plain, tokenizer_state
+from fanoise.backbones.base import plain, tokenizer_state
 from fanoise.backbones.upstream import UpstreamTokenBackbone
 from fanoise.errors import ArtifactError, ConfigError
 
 
+@dataclass(kw_only=True)
 class LlavaNextBackbone(UpstreamTokenBackbone):
     """LLaVA-NeXT with any language tower."""
 
@@ -37,13 +39,14 @@ class LlavaNextBackbone(UpstreamTokenBackbone):
     layout_key = "image_sizes"
     image_placeholder = "<image>"
 
-    @classmethod
-    def load(cls, path: str | Path, *, attention: Attention = "auto", **options: Any) -> Backbone:
-        backbone = super().load(path, attention=attention, **options)
-        config, processor = backbone.model.config, backbone.processor
+    def __post_init__(self) -> None:
+        processor = self.processor
+        if processor is None:  # a skeleton
+            return
+        config = self.unwrapped.config
         if _pairs(processor.image_processor.image_grid_pinpoints) != _pairs(config.image_grid_pinpoints):
             raise ArtifactError(
-                f"{path}: image_grid_pinpoints of the model and of the image processor differ "
+                f"{config.name_or_path}: image_grid_pinpoints of the model and of the image processor differ "
                 f"({_pairs(config.image_grid_pinpoints)}, {_pairs(processor.image_processor.image_grid_pinpoints)}); "
                 "make config.json and preprocessor_config.json equal"
             )
@@ -51,7 +54,6 @@ class LlavaNextBackbone(UpstreamTokenBackbone):
         processor.patch_size = config.vision_config.patch_size
         processor.vision_feature_select_strategy = config.vision_feature_select_strategy
         processor.num_additional_image_tokens = int(config.vision_config.model_type == "clip_vision_model")
-        return backbone
 
     @classmethod
     def load_processor(cls, path: str | Path, **options: Any) -> Any:

@@ -65,7 +65,20 @@ def test_memory_counts_parameters_gradients_and_optimizer_over_the_processes(bac
     whole = LoraConfig(enabled=False)
     for stage, bytes_each in ((0, 4 + 4 + 8), (1, 4 + 4 + 12 / 4), (2, 4 + 4 / 4 + 12 / 4), (3, (4 + 4 + 12) / 4)):
         text = describe(backbone, config(lora=whole, zero_stage=stage), processes=4)["memory"]
-        assert text.startswith(f"at least {total * bytes_each / 2**30:.2f} GiB a process")
+        assert text.startswith(f"at least {total * bytes_each / 2**20:.1f} MiB a process")
+
+
+def test_memory_is_that_of_a_chunk_of_the_largest_images_and_of_the_features_that_wait(backbone):
+    add_lora(backbone, LoraConfig())
+    tokens = 2 * 2 + 2  # the largest square within 56 x 84 pixels, and two marks
+    found = describe(backbone, config(), processes=2)["memory"]
+    a_chunk = 8 * tokens * 2 * 32 * 34 * 2  # rows, layers, dimensions, bytes a unit in 32 bit
+    assert f", about {a_chunk / 2**20:.1f} MiB more for a chunk of 8 images at the limit, 6 tokens each; " in found
+    assert found.endswith(f"of main memory up to {2 * 32 * tokens * 32 * 4 / 2**20:.1f} MiB for image features")
+    assert "main memory" not in describe(backbone, config(reuse_image_features=False))["memory"]
+    assert "main memory" not in describe(backbone, config(batch_size=8))["memory"], "the graphs of one chunk are kept"
+    checkpointing = config(model=ModelConfig(base="base", gradient_checkpointing=True), batch_size=8)
+    assert f", about {a_chunk / 17 / 2**20:.1f} MiB more" in describe(backbone, checkpointing)["memory"]
 
 
 @pytest.mark.parametrize(

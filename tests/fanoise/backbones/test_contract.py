@@ -343,6 +343,8 @@ def test_a_skeleton_has_the_names_and_shapes_and_no_weights(folder, backbone):
     assert {name: parameter.shape for name, parameter in skeleton.model.named_parameters()} == shapes
     assert all(parameter.is_meta for parameter in skeleton.model.parameters())
     assert skeleton.dim == backbone.dim
+    assert skeleton.image_tokens() == backbone.image_tokens()
+    assert (skeleton.image_tokens() is None) == (skeleton.language_model is None)
 
 
 def damaged_files() -> list[object]:

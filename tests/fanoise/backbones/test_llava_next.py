@@ -62,6 +62,9 @@ def test_the_published_tiles_cost_as_many_tokens_as_documented(published_tiles, 
 def test_the_largest_of_all_images_is_that_of_the_docstring(published_tiles):
     backbone = load_backbone(published_tiles)
     assert max(tokens(backbone, *size) for size in [(672, 672), (1008, 336), (336, 1008), (1500, 1400)]) == 2928
+    assert backbone.image_tokens() == 2928
+    backbone.set_max_pixels(336 * 336)
+    assert backbone.image_tokens() == 1176
 
 
 # the canvas
@@ -152,7 +155,9 @@ def changed(folder: Path, target: Path, file: str, **settings: object) -> Path:
 
 @pytest.mark.parametrize("file", ["config.json", "preprocessor_config.json"])
 def test_canvases_that_only_one_file_knows_are_refused(folder, tmp_path, file):
-    with pytest.raises(ArtifactError, match="image_grid_pinpoints of the model and of the image processor differ"):
+    with pytest.raises(
+        ArtifactError, match=r"copy: image_grid_pinpoints of the model and of the image processor differ"
+    ):
         load_backbone(changed(folder, tmp_path, file, image_grid_pinpoints=PINPOINTS[:2]))
 
 

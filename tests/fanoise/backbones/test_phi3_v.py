@@ -156,6 +156,8 @@ def test_there_are_as_many_tokens_as_embeddings(own, size, tiles):
     expected = rows * GRID * (columns * GRID + 1) + 1 + GRID * (GRID + 1)
     (row,) = ids(own, example("", picture(*size)))
     assert len(features) == expected == count(own, row, "<|image|>")
+    if size == (100, 100):
+        assert own.image_tokens() == expected + 1, "with the space that begins the text behind it"
 
 
 @pytest.mark.parametrize(("tiles", "num_crops"), [(1, 1), (1.9, 1), (4, 4), (16.5, 16)])

@@ -118,6 +118,9 @@ def test_the_limit_is_used_and_an_image_within_it_keeps_its_size(own, side):
     own.set_max_pixels(4 * side * 6 * side)
     assert tokens(1000, 1500) == 4 * 6
     assert tokens(2 * side, 3 * side) == 2 * 3
+    for across in (1, 2, 5):
+        own.set_max_pixels((across * side) ** 2)
+        assert own.image_tokens() == across**2 + 2, "with the marks of its start and end"
 
 
 def test_a_limit_below_one_token_is_refused(own, side):
