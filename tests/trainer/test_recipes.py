@@ -5,13 +5,17 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
 from PIL import Image
 
 from fanoise.catalog import Item
 from fanoise.embedder import Embedder
+from fanoise.images import open_image
 from tests.fanoise.backbones.families import FAMILIES
+from trainer.batches import load_plan
 from trainer.command_line import parse
 from trainer.config import RunConfig
 from trainer.model import build_embedder
@@ -60,6 +64,30 @@ def test_model_section_of_every_recipe_makes_an_embedder_that_learns(recipe, che
     assert rows.shape == (3, embedder.dim) and rows.isfinite().all()
     (rows @ rows.T).sum().backward()
     assert any(p.grad is not None and p.grad.abs().sum() > 0 for p in embedder.module.parameters())
+
+
+def test_data_section_of_the_papers_recipes_finds_mmeb_train_as_the_docs_lay_it_out(recipe, tmp_path, monkeypatch):
+    """docs/training.md: one folder a set with original-*.parquet, and `images` beside them, in data/MMEB-train."""
+    if recipe.model.base.startswith(("demo", "runs")):
+        return
+    root = tmp_path / "data/MMEB-train"
+    for name in ("SetA", "SetB"):
+        (root / name).mkdir(parents=True)
+        (root / "images" / name).mkdir(parents=True)
+        rows = []
+        for number in range(recipe.batch_size):
+            image = f"images/{name}/{number % 3}.jpg"
+            query = {"qry": f"<|image_1|>\nwhat is shown, {number}?", "qry_image_path": image}
+            rows.append({**query, "pos_text": f"thing {number}", "pos_image_path": ""})
+        for number in range(3):
+            _IMAGE.save(root / "images" / name / f"{number}.jpg")
+        pq.write_table(pa.Table.from_pylist(rows), root / name / "original-00000-of-00001.parquet")
+    monkeypatch.chdir(tmp_path)
+    plan = load_plan(recipe)
+    assert sorted(count for _, count in plan.files) == [recipe.batch_size] * 2
+    pairs = plan.pairs(recipe.max_steps)
+    assert len(pairs) == recipe.batch_size
+    assert all(open_image(pair.query.image).size == _IMAGE.size for pair in pairs[:3])
 
 
 def _check_trained(embedder: Embedder, config: RunConfig, expected: frozenset[str]) -> None:
