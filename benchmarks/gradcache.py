@@ -6,7 +6,8 @@ LoRA also the features of images, loss. `input` is the collated batch (pixels, t
 the host's memory. `process` is the highest resident size of the whole process, libraries and weights included.
 Time: a step in chunks against the same step with one graph over the whole batch (two forward passes and a backward pass
 against one and one: 4/3 if a backward pass costs two forward passes, less with LoRA, where the image tower runs once).
-A random Qwen2-VL (1.8 M parameters) on the CPU; the trainer's own step on its own DeepSpeed engine.
+A random Qwen2-VL on the CPU, of 1.8 M parameters unless --hidden-size says otherwise; the trainer's own step on its own
+DeepSpeed engine.
 """
 
 import argparse
@@ -15,6 +16,7 @@ import os
 import statistics
 import subprocess
 import sys
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -34,6 +36,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=7, help="steps of each kind in the time table")
     parser.add_argument("--threads", type=int, default=1, help="threads of torch")
     parser.add_argument("--repetitions", type=int, default=1, help="fresh processes for each entry of the memory table")
+    parser.add_argument("--hidden-size", type=int, default=128, help="of the language tower, which has 3 layers")
     parser.add_argument("--only", choices=("memory", "time"), help="one of the two tables")
     parser.add_argument("--measure", help=argparse.SUPPRESS)  # one fresh process: folder, batch size, lora, as JSON
     options = parser.parse_args()
@@ -50,7 +53,8 @@ def main() -> None:
         folder, batch_size, lora = json.loads(options.measure)
         print(json.dumps(memory(setting, Path(folder), batch_size, options.chunk_size, lora=lora)))
         return
-    with setting.workspace(pairs=max(options.large, options.batch_size)) as folder:
+    size = replace(setting.BaseSize(), hidden_size=options.hidden_size)
+    with setting.workspace(pairs=max(options.large, options.batch_size), size=size) as folder:
         if options.only != "time":
             show_memory(folder, options)
         if options.only != "memory":

@@ -31,12 +31,13 @@ SEED = 5
 
 
 @contextmanager
-def workspace(pairs: int, *, varied: bool = False) -> Iterator[Path]:
+def workspace(pairs: int, *, varied: bool = False, size: BaseSize | None = None) -> Iterator[Path]:
     """A folder that is gone afterwards, with a random checkpoint in `base` and `pairs.jsonl`.
 
     Args:
         pairs: how many; each a caption of about ten tokens and its 256 px photo, none twice.
         varied: captions of one to twelve such sentences, most of them short, as they are in mixed training sets.
+        size: of the checkpoint; by default that of the demo's base.
     """
     transformers.utils.logging.disable_progress_bar()
     with TemporaryDirectory(prefix="fanoise-benchmark-") as name:
@@ -58,7 +59,7 @@ def workspace(pairs: int, *, varied: bool = False) -> Iterator[Path]:
                 for caption, picture in zip(captions, pictures, strict=True)
             ],
         )
-        save_random_base(folder / "base", captions, size=BaseSize(), seed=SEED)
+        save_random_base(folder / "base", captions, size=size or BaseSize(), seed=SEED)
         yield folder
 
 

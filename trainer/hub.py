@@ -3,8 +3,9 @@
 from pathlib import Path
 
 from fanoise.errors import TrainingError, one_line
+from trainer.monitors import WANDB_FILE
 
-_NOT_NEEDED = ["checkpoints/*", ".lock", "rejects.jsonl", "failure.json", "csv/*", "tensorboard/*"]
+_NOT_NEEDED = ["checkpoints/*", ".lock", "rejects.jsonl", "failure.json", "csv/*", "tensorboard/*", WANDB_FILE]
 """State of the training, and what may name private files."""
 
 

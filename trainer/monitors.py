@@ -12,7 +12,7 @@ from typing import Any
 from fanoise.storage import write_atomic
 
 CSV_FOLDER = "csv"
-_WANDB_FILE = "wandb_run_id"
+WANDB_FILE = "wandb_run_id"
 
 
 def write_to_monitors(engine: Any, what: str, row: dict[str, Any]) -> None:
@@ -24,7 +24,7 @@ def write_to_monitors(engine: Any, what: str, row: dict[str, Any]) -> None:
 @contextmanager
 def same_wandb_run(run: Path) -> Iterator[None]:
     """Within it, W&B, which DeepSpeed starts with the engine, goes on with the run that this folder had before."""
-    file = run / _WANDB_FILE
+    file = run / WANDB_FILE
     if not file.exists():
         write_atomic(file, secrets.token_hex(8) + "\n")
     wanted = {"WANDB_RUN_ID": file.read_text().strip(), "WANDB_RESUME": "allow"}
