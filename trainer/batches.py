@@ -135,10 +135,7 @@ class StepBatches(Dataset[StepBatch]):
     def __init__(self, plan: BatchPlan, embedder: Embedder, config: RunConfig, *, rank: int, world_size: int) -> None:
         self._plan, self._embedder, self._config = plan, embedder, config
         self._rank, self._world_size = rank, world_size
-        # where only a part of the model learns, such as a dual encoder's text tower, a chunk that does not reach it has
-        # no gradient at all
-        partial = embedder.backbone.language_model is None or config.lora.targets is not None
-        self._complete = config.needs_complete_batches(world_size) or partial
+        self._complete = needs_complete_chunks(embedder, config, world_size)
 
     def __len__(self) -> int:
         return self._config.max_steps + 1
@@ -208,6 +205,14 @@ class StepBatches(Dataset[StepBatch]):
         if needed and not chunks:
             chunks = [self._embedder.collate([], role, complete=True)]
         return Side(chunks, torch.tensor(rows, dtype=torch.long))
+
+
+def needs_complete_chunks(embedder: Embedder, config: RunConfig, processes: int) -> bool:
+    """Whether every chunk of a step must hold text and an image, whatever its rows hold (see `Embedder.collate`)."""
+    # where only a part of the model learns, such as a dual encoder's text tower, a chunk that does not reach it has no
+    # gradient at all
+    partial = embedder.backbone.language_model is None or config.lora.targets is not None
+    return config.needs_complete_batches(processes) or partial
 
 
 def load_plan(config: RunConfig) -> BatchPlan:

@@ -102,9 +102,10 @@ def update(engine: Any) -> float:
 
 def make_labels(batch: StepBatch, device: torch.device) -> Labels:
     """Gather what every process knows of its own rows."""
-    rows = gather_rows(torch.tensor(batch.rows, device=device))
+    # with the type: an empty list, of a process that has no pair left, would be float32 beside the others' int64
+    rows = gather_rows(torch.tensor(batch.rows, dtype=torch.long, device=device))
     counts = gather_rows(torch.tensor([len(batch.rows)], device=device))
-    negatives = gather_rows(torch.tensor(batch.negative_counts, device=device))
+    negatives = gather_rows(torch.tensor(batch.negative_counts, dtype=torch.long, device=device))
     owners = torch.arange(len(negatives), device=device).repeat_interleave(negatives)
     exclude = torch.from_numpy(batch.valid_answers).to(device)[rows][:, rows]
     return Labels(exclude=exclude, negative_owner=owners, rows_per_process=tuple(counts.tolist()))

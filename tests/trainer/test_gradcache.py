@@ -12,6 +12,7 @@ import torch
 from safetensors.torch import load_file
 
 from fanoise.noise import NoiseConfig
+from tests.fanoise.backbones.families import FAMILIES
 from trainer.gradcache import Side, gradcache_backward
 from trainer.objective import Labels, Objective
 
@@ -36,21 +37,39 @@ BATCHES: dict[str, dict[str, Any]] = {
     # or gather different parameters: here ZeRO 1, 2 and 3 end in a mismatch of collectives, with NCCL they would hang.
     "mixed": {"split": EVEN, "images": [5, 6, 7, 8, 9]},
 }
-FOUR_PROCESSES = {"split": FOUR, "chunk_size": 2, "negatives": True}
+FOUR_PROCESSES = {"split": FOUR, "chunk_size": 2, "negatives": True, "temperature": 0.02}
 ALONE = {"split": [[0, 1, 2, 3, 4, 5, 6, 7, 8, 9]]}
 # after images, which reach the image tower: without `complete` ZeRO 3 would take its gradient again
 ALONE_AFTER_IMAGES = {"images": {**ALONE, "images": [5, 6]}, "alone": ALONE}
 NO_NOISE = {"split": EVEN, "noise": {"strength": 0.0}}
-# all that draws masks: two views of the queries, chunks of their own on every process, recomputed layers
-DROPOUT = {"split": UNEVEN, "negatives": True, "views": True}
+# all that draws: dropout and NEFTune, two views of the queries, chunks of their own on every process, recomputed layers
+DRAWS = {"split": UNEVEN, "negatives": True, "views": True, "noise": {"position": "input", "strength": 5}}
+DRAWN: dict[str, Any] = {"dropout": 0.3, "input_noise": 5.0}
+# chunks of texts only and of both, of other lengths on each process
+FAMILY_BATCH = {"split": UNEVEN, "chunk_size": 4, "negatives": True, "images": [5, 6, 7, 8]}
+# each family and way to train with each of these stages once or more; Qwen2-VL has all of them above
+FAMILY_CASES = [
+    ("qwen2_vl", "DoRA", 1),
+    ("qwen2_vl", "DoRA", 3),
+    ("llava_next", "every parameter", 2),
+    ("llava_next", "LoRA", 3),
+    ("clip", "LoRA", 2),
+    ("clip", "LoRA", 3),
+    ("clip", "every parameter", 3),
+    ("blip_2", "LoRA", 2),  # its adapters read images: chunks must hold some
+    ("blip_2", "every parameter", 3),
+]
 Gradients = dict[str, torch.Tensor]
 
 
-def jobs() -> list[dict[str, Any]]:
-    found = []
+def jobs(bases: dict[str, Path]) -> list[dict[str, Any]]:
+    """`bases` are checkpoints by their family."""
+    found: list[dict[str, Any]] = []
 
-    def add(name: str, processes: int, batches: dict[str, Any], *, oracle: bool = False, **model: Any) -> None:
-        found.append({"name": name, "processes": processes, "batches": batches, "oracle": oracle, "model": model})
+    def add(name: str, processes: int, batches: dict[str, Any], *, family: str = "qwen2_vl", **settings: Any) -> None:
+        oracle = settings.pop("oracle", False)
+        job = {"name": name, "processes": processes, "batches": batches, "oracle": oracle, "model": settings}
+        found.append({**job, "base": str(bases[family])})
 
     rounded: dict[str, Any] = {"precision": "bf16"}
     uneven = {"uneven": BATCHES["uneven"]}
@@ -64,19 +83,29 @@ def jobs() -> list[dict[str, Any]]:
         for stage in STAGES[1:]:
             add(f"one process, ZeRO {stage}, {trained}", 1, ALONE_AFTER_IMAGES, **model, stage=stage)
             add(f"ZeRO {stage}, {trained}, bf16", 2, uneven, **model, **rounded, stage=stage)
-    add("plain, dropout", 1, {"dropout": DROPOUT}, oracle=True, dropout=0.3)
+    add("plain", 1, {"draws": DRAWS}, oracle=True, **DRAWN)
+    add("plain, dropout alone", 1, {"draws": DRAWS}, oracle=True, **{**DRAWN, "input_noise": 0.0})
     for stage in STAGES:
-        add(f"ZeRO {stage}, dropout", 2, {"dropout": DROPOUT}, dropout=0.3, stage=stage, checkpointing=True)
+        add(f"ZeRO {stage}", 2, {"draws": DRAWS}, **DRAWN, stage=stage, checkpointing=True)
     for stage in STAGES[1:]:
         add(f"ZeRO {stage}, every parameter", 4, {"four processes": FOUR_PROCESSES}, lora=False, stage=stage)
+    for family, trained in dict.fromkeys(case[:2] for case in FAMILY_CASES):
+        model, batches = {"lora": trained != "every parameter", "dora": trained == "DoRA"}, {"families": FAMILY_BATCH}
+        add(f"plain, {family}, {trained}", 1, batches, oracle=True, family=family, **model)
+        for stage in (stage for *case, stage in FAMILY_CASES if case == [family, trained]):
+            add(f"ZeRO {stage}, {family}, {trained}", 2, batches, family=family, stage=stage, **model)
     return found
 
 
 @pytest.fixture(scope="module")
 def results(tiny_base: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Gradients]:
     out = tmp_path_factory.mktemp("gradients")
+    bases = {family: tmp_path_factory.mktemp("families") / family for family, *_ in FAMILY_CASES}
+    bases["qwen2_vl"] = tiny_base
+    for family in bases.keys() - {"qwen2_vl"}:
+        FAMILIES[family].save(bases[family])
     script = ROOT / "tests/trainer/gradcache_cases.py"
-    task = {"base": str(tiny_base), "out": str(out), "jobs": jobs()}
+    task = {"out": str(out), "jobs": jobs(bases)}
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), "TORCHDYNAMO_DISABLE": "1"}
     done = subprocess.run(
         [sys.executable, str(script), json.dumps(task)], env=environment, capture_output=True, text=True, cwd=ROOT
@@ -101,10 +130,18 @@ def without_loss(gradients: Gradients) -> Gradients:
     return {name: value for name, value in gradients.items() if name != "loss"}
 
 
-def assert_equal(found: Gradients, expected: Gradients) -> None:
-    """To what float32 can give, whatever the order of its sums; the largest gradients lie between 0.06 and 1."""
-    assert largest_error(found, expected) < 1e-6
-    assert relative_error(without_loss(found), without_loss(expected)) < 1e-5
+def assert_equal(found: Gradients, expected: Gradients, *, largest: float = 1e-6, whole: float = 1e-5) -> None:
+    """To what float32 can give, whatever the order of its sums.
+
+    Plain autograd, too, differs from float64, and from itself with the batch cut otherwise, by 1e-6 to 3e-6 of the
+    largest gradient. That one lies between 0.03 and 1, but in LLaVA, whose weights are large (12), and at the paper's
+    temperature (80): `largest` is then relative to it.
+    """
+    assert float(found["loss"]) == pytest.approx(float(expected["loss"]), rel=1e-6, abs=0)
+    found, expected = without_loss(found), without_loss(expected)
+    unit = max(1.0, *(float(value.abs().max()) for value in expected.values()))
+    assert largest_error(found, expected) < largest * unit
+    assert relative_error(found, expected) < whole
 
 
 @pytest.mark.parametrize("batch", BATCHES)
@@ -127,23 +164,36 @@ def test_four_processes_do_too(results, stage):
 
 
 @pytest.mark.parametrize("stage", STAGES)
-def test_every_process_replays_its_own_dropout_masks(results, stage):
+def test_every_process_replays_its_own_dropout_masks_and_noise_on_the_input(results, stage):
     """The oracle draws the masks of both processes in one, and keeps the graph."""
-    assert_equal(results[f"ZeRO {stage}, dropout, dropout"], results["plain, dropout, dropout"])
+    assert_equal(results[f"ZeRO {stage}, draws"], results["plain, draws"])
+    assert largest_error(results["plain, draws"], results["plain, dropout alone, draws"]) > 1e-2
+
+
+@pytest.mark.parametrize(("family", "trained", "stage"), FAMILY_CASES)
+def test_other_adapters_and_families_do_too(results, family, trained, stage):
+    name = f"{family}, {trained}, families"
+    # The tiny CLIP's attention is all but one-hot: it magnifies rounding. With its batch cut otherwise, plain autograd
+    # differs from itself, and from float64, by 2e-5 (LoRA) of the largest gradient.
+    bounds = {"largest": 1e-4, "whole": 1e-4} if family == "clip" else {}
+    assert_equal(results[f"ZeRO {stage}, {name}"], results[f"plain, {name}"], **bounds)
 
 
 @pytest.mark.parametrize("trained", TRAINED)
 @pytest.mark.parametrize("stage", STAGES[1:])
 def test_bf16_is_as_exact_as_plain_autograd_in_bf16(results, stage, trained):
-    """What rounding costs is measured: how far plain autograd in bf16 is from fp32 with the same weights (5 to 6 %)."""
+    """What rounding costs is measured: how far plain autograd in bf16 is from fp32 with the same weights (4 to 5 %).
+
+    Cut into other chunks, a batch is rounded otherwise: over other batches the two errors had ratios of 0.89 to 1.18.
+    """
     exact, plain, found = (
         without_loss(results[f"{name}, uneven"])
         for name in (f"plain, {trained}, exact", f"plain, {trained}, bf16", f"ZeRO {stage}, {trained}, bf16")
     )
-    bound = 2 * relative_error(plain, exact)
+    bound = 1.5 * relative_error(plain, exact)
     assert relative_error(found, exact) < bound
-    for factor in (0.5, 2.0):  # a world size forgotten, or counted twice
-        assert relative_error({name: factor * value for name, value in found.items()}, exact) > 2 * bound
+    for factor in (0.9, 1.1):  # what a share that is lost, or counted twice, would do to it shows
+        assert relative_error({name: factor * value for name, value in found.items()}, exact) > bound
 
 
 def test_noise_negatives_and_the_choice_of_spectrum_change_what_is_compared(results):
