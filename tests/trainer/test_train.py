@@ -120,6 +120,7 @@ def refuse(arguments: list[str], capsys) -> str:
         ({"chunk_size": 64}, "chunk_size (64) must not be larger than batch_size (8)"),
         ({"batch_size": 64}, "batch_size (64) is more than the 48 pairs"),
         ({"zero_stage": 7}, "7"),
+        ({"zero_stage": 0, "precision": "bf16"}, "take --zero_stage 1, which is also right for one process, or --pre"),
         ({"temperature": 0}, "temperature must be > 0"),
         ({"data.pairs": "[missing.jsonl]"}, "missing.jsonl: no such file"),
         ({"model.base": "missing/folder"}, "missing/folder: no such folder"),
