@@ -242,7 +242,7 @@ class RunConfig:
                 raise ConfigError(f"monitors names {monitor}, which is not installed; pip install {monitor}")
         if self.zero_stage == 0 and self.precision == "bf16":
             raise ConfigError(
-                "precision bf16 needs zero_stage 1 or higher: at 0 the chunks' gradients would be added up in bf16, and "
+                "precision bf16 needs zero_stage 1 or higher: at 0 the chunks' gradients would be added up in bf16 and "
                 "small ones lost; take --zero_stage 1, which is also right for one process, or --precision fp32"
             )
         if self.push_to_hub and self.lora.enabled and Path(self.model.base).is_dir():

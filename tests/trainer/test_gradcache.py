@@ -47,15 +47,14 @@ DRAWS = {"split": UNEVEN, "negatives": True, "views": True, "noise": {"position"
 DRAWN: dict[str, Any] = {"dropout": 0.3, "input_noise": 5.0}
 # chunks of texts only and of both, of other lengths on each process
 FAMILY_BATCH = {"split": UNEVEN, "chunk_size": 4, "negatives": True, "images": [5, 6, 7, 8]}
-# each family and way to train with each of these stages once or more; Qwen2-VL has all of them above
+# every family with LoRA and without, with gradients split and with parameters split; Qwen2-VL has all stages above
 FAMILY_CASES = [
     ("qwen2_vl", "DoRA", 1),
     ("qwen2_vl", "DoRA", 3),
     ("llava_next", "every parameter", 2),
     ("llava_next", "LoRA", 3),
-    ("clip", "LoRA", 2),
+    ("clip", "every parameter", 2),
     ("clip", "LoRA", 3),
-    ("clip", "every parameter", 3),
     ("blip_2", "LoRA", 2),  # its adapters read images: chunks must hold some
     ("blip_2", "every parameter", 3),
 ]
@@ -133,9 +132,9 @@ def without_loss(gradients: Gradients) -> Gradients:
 def assert_equal(found: Gradients, expected: Gradients, *, largest: float = 1e-6, whole: float = 1e-5) -> None:
     """To what float32 can give, whatever the order of its sums.
 
-    Plain autograd, too, differs from float64, and from itself with the batch cut otherwise, by 1e-6 to 3e-6 of the
-    largest gradient. That one lies between 0.03 and 1, but in LLaVA, whose weights are large (12), and at the paper's
-    temperature (80): `largest` is then relative to it.
+    Plain autograd, too, differs from float64, and from itself with the batch cut otherwise, by 0.3e-6 to 3e-6 of the
+    largest gradient. That one lies between 0.03 and 1, but for LLaVA, whose weights are large (11), and the paper's
+    temperature (34): there `largest` is relative to it.
     """
     assert float(found["loss"]) == pytest.approx(float(expected["loss"]), rel=1e-6, abs=0)
     found, expected = without_loss(found), without_loss(expected)
@@ -158,9 +157,11 @@ def test_one_process_forgets_the_images_of_the_step_before(results, stage, train
 
 
 @pytest.mark.parametrize("stage", STAGES[1:])
-def test_four_processes_do_too(results, stage):
+def test_four_processes_do_too_at_the_papers_temperature(results, stage):
     name = "every parameter, four processes"
-    assert_equal(results[f"ZeRO {stage}, {name}"], results[f"plain, {name}"])
+    # at 0.02 the rounding of an embedding is 3e-6 of a logit: plain autograd cut otherwise is off by 1.7e-6 to 2.6e-6
+    # of the largest gradient, and from float64 by 3e-6 to 5e-6
+    assert_equal(results[f"ZeRO {stage}, {name}"], results[f"plain, {name}"], largest=5e-6)
 
 
 @pytest.mark.parametrize("stage", STAGES)
