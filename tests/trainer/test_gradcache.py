@@ -26,9 +26,10 @@ BATCHES: dict[str, dict[str, Any]] = {
     "one chunk": {"split": EVEN, "chunk_size": 5},  # the first pass's graphs are kept
     "uneven": {"split": UNEVEN},
     "local spectrum": {"split": UNEVEN, "noise": {"strength": 0.5, "spectrum": "local"}},
-    "nothing left on one": {"split": [[0, 1, 2, 3, 4, 5, 6, 7, 8, 9], []], "images": [5, 6]},
+    "nothing left on one": {"split": [[0, 1, 2, 3, 4, 5, 6, 7, 8, 9], []], "chunk_size": 5, "images": [5, 6]},
     "nothing left on one, local spectrum": {
         "split": [[0, 1, 2, 3, 4, 5, 6, 7, 8, 9], []],
+        "chunk_size": 5,
         "images": [5, 6],
         "noise": {"strength": 0.5, "spectrum": "local"},
     },
@@ -38,7 +39,7 @@ BATCHES: dict[str, dict[str, Any]] = {
     "mixed": {"split": EVEN, "images": [5, 6, 7, 8, 9]},
 }
 FOUR_PROCESSES = {"split": FOUR, "chunk_size": 2, "negatives": True, "temperature": 0.02}
-ALONE = {"split": [[0, 1, 2, 3, 4, 5, 6, 7, 8, 9]]}
+ALONE = {"split": [[0, 1, 2, 3, 4, 5, 6, 7, 8, 9]], "chunk_size": 5}
 # after images, which reach the image tower: without `complete` ZeRO 3 would take its gradient again
 ALONE_AFTER_IMAGES = {"images": {**ALONE, "images": [5, 6]}, "alone": ALONE}
 NO_NOISE = {"split": EVEN, "noise": {"strength": 0.0}}
