@@ -19,8 +19,7 @@ import numpy as np
 
 from fanoise.errors import one_line
 from index.dispatcher import Answer, Dispatcher
-from index.factory import empty_index
-from index.faiss_file import faiss_reason
+from index.faiss_file import empty_index, faiss_reason
 from index.memory import index_memory
 
 _MOST_ON_GPU = 2048

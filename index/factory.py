@@ -8,7 +8,7 @@ import faiss
 import numpy as np
 
 from fanoise.errors import InputError
-from index.faiss_file import check_types, faiss_reason, reserve
+from index.faiss_file import check_types, empty_index, faiss_reason, reserve
 from index.memory import free_memory, index_memory
 from index.store import PRECISIONS, Precision, VectorStore
 from index.tuning import RECALL
@@ -93,17 +93,6 @@ def memory_to_build(factory: str, count: int, dim: int) -> int:
     index = empty_index(factory, dim)
     training = 0 if index.is_trained else 4 * dim * min(count, _wanted_rows(index))
     return training + index_memory(index, count, building=True)
-
-
-def empty_index(factory: str, dim: int) -> faiss.Index:
-    """An untrained index of inner products. Raises InputError for a string that FAISS does not know."""
-    try:
-        return faiss.index_factory(dim, factory, faiss.METRIC_INNER_PRODUCT)
-    except (RuntimeError, MemoryError) as error:
-        raise InputError(
-            f"factory {factory!r} is not one that FAISS can build for inner products and dim {dim}: "
-            f"{faiss_reason(error)}; use auto, Flat, or for example HNSW32 or IVF256,Flat"
-        ) from error
 
 
 def train_index(factory: str, vectors: VectorStore, *, seed: int = 0) -> faiss.Index:

@@ -8,6 +8,7 @@ import struct
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from itertools import zip_longest
 from pathlib import Path
 
 import faiss
@@ -50,6 +51,8 @@ TRANSFORMS = frozenset(
 )
 INVERTED_LISTS = frozenset({"ArrayInvertedLists", "BlockInvertedLists"})  # not those in a file that the index names
 
+_NAMES_IN_FILES = {"IndexFlat": "IndexFlatIP", "OPQMatrix": "LinearTransform"}
+"""What the types become that FAISS does not keep apart in a file."""
 _HEADER = struct.Struct("<4siq")  # which kind, d, ntotal
 _LEAST_LIMIT = 1 << 28
 """Bytes: tables that are computed from a small file may be larger than it."""
@@ -66,11 +69,13 @@ def read_header(path: Path) -> tuple[int, int]:
     return dim, rows
 
 
-def read_index(path: Path, *, rows: int, dim: int) -> faiss.Index:
+def read_index(path: Path, *, rows: int, dim: int, factory: str) -> faiss.Index:
     """Read an index of `rows` inner-product vectors of `dim`, whose checksum has been compared.
 
-    Raises: ArtifactError for another size or metric, for a file that asks for more memory than it has bytes, and for
-        index types other than INDEX_TYPES, by name.
+    Args:
+        factory: the FAISS factory string that it was made with.
+    Raises: ArtifactError for another size, metric or type, for a file that asks for more memory than it has bytes, and
+        for index types other than INDEX_TYPES, by name.
     """
     found_dim, found_rows = read_header(path)
     if (found_rows, found_dim) != (rows, dim):
@@ -92,7 +97,19 @@ def read_index(path: Path, *, rows: int, dim: int) -> faiss.Index:
     misfit = next(misfits(index), None)
     if misfit is not None:
         raise ArtifactError(f"{path} holds {misfit}")
+    _check_made_with(index, factory, path)
     return index
+
+
+def empty_index(factory: str, dim: int) -> faiss.Index:
+    """An untrained index of inner products. Raises InputError for a string that FAISS does not know."""
+    try:
+        return faiss.index_factory(dim, factory, faiss.METRIC_INNER_PRODUCT)
+    except (RuntimeError, MemoryError) as error:
+        raise InputError(
+            f"factory {factory!r} is not one that FAISS can build for inner products and dim {dim}: "
+            f"{faiss_reason(error)}; use auto, Flat, or for example HNSW32 or IVF256,Flat"
+        ) from error
 
 
 def write_index(index: faiss.Index, path: Path) -> None:
@@ -215,6 +232,47 @@ def _misfits_of_lists(index: faiss.IndexIVF) -> Iterator[str]:
         ids = faiss.rev_swig_ptr(lists.get_ids(number), size)
         if ids.min() < 0 or ids.max() >= index.ntotal:
             yield f"a row beyond its {index.ntotal} in inverted list {number}"
+
+
+def _check_made_with(index: faiss.Index, factory: str, path: Path) -> None:
+    """Raise ArtifactError for an index of other types or sizes than those that the factory string makes."""
+    try:
+        empty = empty_index(factory, index.d)
+    except InputError as error:
+        raise ArtifactError(f"{path} is said to be of a type that there is not: {error}") from None
+    for ours, theirs in zip_longest(_layout(empty), _layout(index), fillvalue="nothing more"):
+        if ours != theirs:
+            raise ArtifactError(
+                f"{path} holds {theirs} where factory {factory!r}, which the manifest names, has {ours}"
+            )
+
+
+def _layout(index: faiss.Index) -> Iterator[str]:
+    """Type and sizes of an index, then of the parts within it, in words; the same before it is written and after."""
+    index = faiss.downcast_index(index)
+    sizes = [f"dim {index.d}"]
+    if isinstance(index, faiss.IndexIVF):
+        sizes.append(f"{index.nlist} lists")
+    if isinstance(index, faiss.IndexHNSW):
+        sizes.append(f"{index.hnsw.nb_neighbors(1)} links")
+    if hasattr(index, "pq"):
+        sizes.append(f"{index.pq.M} codes of {index.pq.nbits} bits")
+    if hasattr(index, "sq"):
+        sizes.append(f"scalar type {index.sq.qtype}")
+    if hasattr(index, "rabitq"):
+        sizes.append(f"{index.rabitq.nb_bits} bits")
+    yield f"{_name_in_file(index)} ({', '.join(sizes)})"
+    if isinstance(index, faiss.IndexPreTransform):
+        for i in range(index.chain.size()):
+            transform = faiss.downcast_VectorTransform(index.chain.at(i))
+            yield f"{_name_in_file(transform)} (dim {transform.d_in} to {transform.d_out})"
+    for part, _ in _parts(index):
+        yield from _layout(part)
+
+
+def _name_in_file(part: faiss.Index | faiss.VectorTransform) -> str:
+    name = type(part).__name__
+    return _NAMES_IN_FILES.get(name, name)
 
 
 def faiss_reason(error: Exception) -> str:

@@ -72,20 +72,25 @@ class HeldOut:
         return len(self.vectors)
 
     def recall(self, index: faiss.Index) -> float:
-        """Share of the `k` nearest rows that `index` finds; 1.0 where there are none to be found.
+        """Share of the `k` nearest rows that `index` finds; 1.0 where there are none to be found."""
+        return float(self.recalls(index).mean()) if len(self) else 1.0
+
+    def recalls(self, index: faiss.Index) -> np.ndarray:
+        """As `recall`, of each query: float [Q].
 
         A found row counts if its true similarity reaches that of the last one, so equal rows cannot lower the figure.
         """
         if self.k == 0 or not len(self):
-            return 1.0
+            return np.ones(len(self))
         found = index.search(self.vectors, self.k + int(bool((self.own >= 0).any())))[1]
         found[found == self.own[:, None]] = -1
         # those that are there first, in their order, and no more than k of them
         found = np.take_along_axis(found, np.argsort(found < 0, axis=1, kind="stable"), axis=1)[:, : self.k]
-        good = 0
-        for query, rows, least in zip(self.vectors, found, self.least, strict=True):
-            good += int((self.store.rows(rows[rows >= 0]) @ query >= least - _TIE).sum())
-        return good / (len(self) * self.k)
+        good = [
+            int((self.store.rows(rows[rows >= 0]) @ query >= least - _TIE).sum())
+            for query, rows, least in zip(self.vectors, found, self.least, strict=True)
+        ]
+        return np.array(good) / self.k
 
 
 def measure_overlap(index: faiss.Index, store: VectorStore, *, seed: int = 0) -> float:

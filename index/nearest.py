@@ -30,7 +30,8 @@ class Nearest:
     """A FAISS index whose labels are the rows of `vectors`. Threads may search one at once."""
 
     def __init__(self, ann: faiss.Index, vectors: VectorStore) -> None:
-        self._ann = ann
+        self.ann = ann
+        """In the memory of the CPU, whatever searches."""
         self._served = serve(ann)
         # the rows that FAISS has in memory, where it has them as they are: no need for them to be there twice
         self._rows = _rows_within(ann) or vectors
@@ -48,13 +49,13 @@ class Nearest:
             return search_exact(self._rows, queries, k, selection.rows)
         if selection is None:
             scores, rows = self._served.search(queries, k)
-        elif can_filter(self._ann):
+        elif can_filter(self.ann):
             effort = max(1.0, _SLACK / selection.share)
-            params = search_parameters(self._ann, selection.bits, effort=effort)
+            params = search_parameters(self.ann, selection.bits, effort=effort)
             scores, rows = self._served.search(queries, k, params, mask)
         else:
             scores, rows = self._search_more(queries, k, selection)
-        if self._served.is_half or not keeps_vectors(self._ann):
+        if self._served.is_half or not keeps_vectors(self.ann):
             scores, rows = self._rescored(queries, rows)
         short = np.flatnonzero((rows < 0).any(axis=1))
         if len(short):
@@ -74,18 +75,18 @@ class Nearest:
 
     def compares_all(self, selection: Selection) -> bool:
         """Whether a search within these rows goes through all of them."""
-        return selection.share**2 <= share_looked_at(self._ann)
+        return selection.share**2 <= share_looked_at(self.ann)
 
     def falls_back(self, selection: Selection) -> bool:
         """Whether all selected rows are compared because FAISS can filter no index of this type."""
-        return self.compares_all(selection) and not can_filter(self._ann)
+        return self.compares_all(selection) and not can_filter(self.ann)
 
     def _search_more(self, queries: np.ndarray, k: int, selection: Selection) -> tuple[np.ndarray, np.ndarray]:
         """Search for more and leave out what is not selected, for types that FAISS cannot filter; -1 for too few."""
         scores = np.full((len(queries), k), -np.inf, np.float32)
         rows = np.full((len(queries), k), -1, np.int64)
         depth = min(len(selection.mask), int(1.5 * k / selection.share) + 16, k + _MOST_EXTRA)
-        for i, (line_scores, line) in enumerate(zip(*self._ann.search(queries, depth), strict=True)):
+        for i, (line_scores, line) in enumerate(zip(*self.ann.search(queries, depth), strict=True)):
             good = np.flatnonzero((line >= 0) & selection.mask[line])[:k]
             scores[i, : len(good)], rows[i, : len(good)] = line_scores[good], line[good]
         return scores, rows

@@ -136,6 +136,11 @@ class Index:
         return self.manifest.group_by
 
     @property
+    def ann(self) -> faiss.Index:
+        """The FAISS index in the memory of the CPU, with the search parameters of the manifest."""
+        return self._nearest.ann
+
+    @property
     def device(self) -> str:
         """What searches: the CPU or GPUs."""
         return self._nearest.device
@@ -304,7 +309,7 @@ def _read(file: Path, reader: Callable[[Path], T]) -> T:
 
 
 def _read_tuned(file: Path, manifest: Manifest) -> faiss.Index:
-    ann = read_index(file, rows=manifest.count, dim=manifest.dim)
+    ann = read_index(file, rows=manifest.count, dim=manifest.dim, factory=manifest.factory)
     set_parameters(ann, manifest.search)
     return ann
 

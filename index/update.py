@@ -341,7 +341,7 @@ def _join(
         vectors.copy(new_vectors)
     write_items(stage / ITEMS, concat_items([current.table, added]))
     write_deleted(stage / DELETED, np.union1d(current.deleted, replaced))
-    ann = read_index(current.folder / FAISS_INDEX, rows=old.count, dim=old.dim)
+    ann = read_index(current.folder / FAISS_INDEX, rows=old.count, dim=old.dim, factory=old.factory)
     set_parameters(ann, old.search)
     recall = old.tuning.get("target", RECALL)
     add_rows(ann, new_vectors)  # every type that read_index takes can be added to

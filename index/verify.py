@@ -11,6 +11,7 @@ from tqdm import tqdm
 from fanoise.catalog import Item
 from fanoise.errors import ArtifactError, FANoiseError, ImageError
 from fanoise.storage import sha256_file
+from index.agreement import agreement_faults
 from index.encoding.cut import referenced_rows
 from index.encoding.rejects import Reject
 from index.exact import search_exact
@@ -42,7 +43,7 @@ def verify_index(
     """Every fault found, one line each; an empty list is a sound index.
 
     Checks the manifest, all checksums (thumbnails too), counts, ids, that vectors are finite unit rows, tombstones, the
-    FAISS index's type and size, and the fingerprint of `embedder` if given.
+    FAISS index's type, size, and agreement with the vectors, and the fingerprint of `embedder` if given.
     Args:
         reencode: how many items, drawn with a fixed seed, to encode again by `embedder` from the catalogues that the
             manifest names, and to compare with their vectors.
@@ -94,7 +95,8 @@ def _faults(
         yield str(error)
         return
     yield from _ledger_faults(index)
-    yield from _vector_faults(index)
+    vector_faults = list(_vector_faults(index))
+    yield from vector_faults or agreement_faults(index)
     yield from _thumbnail_faults(index, progress)
     if embedder is not None and reencode:
         yield from _encoding_faults(index, embedder, reencode, permissions, progress)

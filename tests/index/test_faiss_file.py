@@ -52,22 +52,49 @@ def test_every_type_that_is_offered_is_read_back(vectors, tmp_path, factory):
     index = make(factory, vectors)
     file = write(index, tmp_path / "i.faiss")
     assert read_header(file) == (DIM, ROWS)
-    back = read_index(file, rows=ROWS, dim=DIM)
+    back = read_index(file, rows=ROWS, dim=DIM, factory=factory)
     assert np.array_equal(back.search(vectors[:20], 5)[1], index.search(vectors[:20], 5)[1])
+
+
+@pytest.mark.parametrize(
+    ("made", "said", "message"),
+    [
+        ("HNSW8", "Flat", r"IndexHNSWFlat \(dim 16, 8 links\) where factory 'Flat', .*, has IndexFlatIP \(dim 16\)"),
+        ("IVF4,Flat", "Flat", r"IndexIVFFlat \(dim 16, 4 lists\) where"),
+        ("Flat", "HNSW8", r"IndexFlatIP \(dim 16\) where"),
+        ("IVF4,Flat", "IVF8,Flat", "4 lists.*8 lists"),
+        ("HNSW8", "HNSW16", "8 links.*16 links"),
+        ("PQ4x4", "PQ8x4", "4 codes of 4 bits.*8 codes"),
+        ("RaBitQ", "RaBitQ2", "1 bits.*2 bits"),
+        ("SQ8", "SQ6", "scalar type 0.*scalar type"),
+        ("IVF8_HNSW4,Flat", "IVF8,Flat", r"IndexHNSWFlat \(dim 16, 4 links\).*has IndexFlatIP"),
+        ("IVF8,PQ4x4,RFlat", "IVF8,PQ4x4,Refine(SQ8)", "IndexRefineFlat.*has IndexRefine"),
+        ("IVF8,PQ4x4,Refine(SQfp16)", "IVF8,PQ4x4,Refine(SQ8)", "scalar type 4.*scalar type 0"),
+        ("PCA8,Flat", "PCA4,Flat", r"PCAMatrix \(dim 16 to 8\).*PCAMatrix \(dim 16 to 4\)"),
+        ("PCA8,Flat", "Flat", "IndexPreTransform"),
+        ("L2norm,PCA8,Flat", "L2norm,Flat", "PCAMatrix.*has IndexFlatIP"),
+        ("Flat", "no such", "is said to be of a type that there is not: factory 'no such' is not one that FAISS"),
+    ],
+)
+def test_another_type_than_the_manifest_says_is_refused(vectors, tmp_path, made, said, message):
+    file = write(make(made, vectors), tmp_path / "i.faiss")
+    with pytest.raises(ArtifactError, match=message) as refusal:
+        read_index(file, rows=ROWS, dim=DIM, factory=said)
+    assert "\n" not in str(refusal.value)
 
 
 @pytest.mark.parametrize("factory", REFUSED)
 def test_other_types_are_refused_by_name_at_any_depth(vectors, tmp_path, factory):
     file = write(make(factory, vectors), tmp_path / "i.faiss")
     with pytest.raises(ArtifactError, match=f"holds a {REFUSED[factory]}, which is not one of the types"):
-        read_index(file, rows=ROWS, dim=DIM)
+        read_index(file, rows=ROWS, dim=DIM, factory="Flat")
 
 
 def test_an_id_map_is_refused(vectors, tmp_path):
     index = faiss.IndexIDMap(faiss.IndexFlatIP(DIM))
     index.add_with_ids(vectors, np.arange(ROWS)[::-1].copy())
     with pytest.raises(ArtifactError, match="holds a IndexIDMap"):
-        read_index(write(index, tmp_path / "i.faiss"), rows=ROWS, dim=DIM)
+        read_index(write(index, tmp_path / "i.faiss"), rows=ROWS, dim=DIM, factory="Flat")
 
 
 def test_lists_in_a_file_that_the_index_names_are_refused(vectors, tmp_path):
@@ -79,17 +106,17 @@ def test_lists_in_a_file_that_the_index_names_are_refused(vectors, tmp_path):
     file = write(index, tmp_path / "i.faiss")
     assert list(unexpected_parts(index)) == ["OnDiskInvertedLists"]
     with pytest.raises(ArtifactError, match=r"i\.faiss cannot be read"):  # looked for beside the index, not elsewhere
-        read_index(file, rows=ROWS, dim=DIM)
+        read_index(file, rows=ROWS, dim=DIM, factory="Flat")
     (tmp_path / "lists").write_bytes((tmp_path / "elsewhere" / "lists").read_bytes())
     with pytest.raises(ArtifactError, match="holds a OnDiskInvertedLists"):
-        read_index(file, rows=ROWS, dim=DIM)
+        read_index(file, rows=ROWS, dim=DIM, factory="Flat")
 
 
 def test_another_metric_is_refused(vectors, tmp_path):
     index = faiss.IndexFlatL2(DIM)
     index.add(vectors)
     with pytest.raises(ArtifactError, match="another metric"):
-        read_index(write(index, tmp_path / "i.faiss"), rows=ROWS, dim=DIM)
+        read_index(write(index, tmp_path / "i.faiss"), rows=ROWS, dim=DIM, factory="Flat")
 
 
 def test_a_size_that_the_manifest_does_not_say_is_refused_before_faiss_reads(vectors, tmp_path, monkeypatch):
@@ -97,14 +124,14 @@ def test_a_size_that_the_manifest_does_not_say_is_refused_before_faiss_reads(vec
     monkeypatch.setattr(faiss, "read_index", None)
     for rows, dim in ((ROWS + 1, DIM), (ROWS, DIM - 1)):
         with pytest.raises(ArtifactError, match=f"holds {ROWS} vectors of dim {DIM}, not {rows} of dim {dim}"):
-            read_index(file, rows=rows, dim=dim)
+            read_index(file, rows=rows, dim=dim, factory="Flat")
 
 
 @pytest.mark.parametrize("size", [0, 3, 15])
 def test_a_stump_is_refused(tmp_path, size):
     (tmp_path / "i.faiss").write_bytes(b"IxFI"[:size].ljust(size))
     with pytest.raises(ArtifactError, match=f"has {size} bytes, too few"):
-        read_index(tmp_path / "i.faiss", rows=1, dim=1)
+        read_index(tmp_path / "i.faiss", rows=1, dim=1, factory="Flat")
 
 
 def test_a_file_that_asks_for_more_memory_than_it_has_bytes_is_refused(vectors, tmp_path):
@@ -114,7 +141,7 @@ def test_a_file_that_asks_for_more_memory_than_it_has_bytes_is_refused(vectors, 
     data[at : at + 8] = struct.pack("<q", 1 << 36)  # 256 GiB, below FAISS's own limit of 1 TiB
     file.write_bytes(data)
     with pytest.raises(ArtifactError, match=r"i\.faiss cannot be read \(.*vector_byte_limit"):
-        read_index(file, rows=ROWS, dim=DIM)
+        read_index(file, rows=ROWS, dim=DIM, factory="Flat")
 
 
 def test_more_lists_than_rows_are_refused(vectors, tmp_path):
@@ -125,10 +152,10 @@ def test_more_lists_than_rows_are_refused(vectors, tmp_path):
     struct.pack_into("<q", data, at, ROWS + 1)
     file.write_bytes(data)
     with pytest.raises(ArtifactError, match="exceeds deserialization_loop_limit"):
-        read_index(file, rows=ROWS, dim=DIM)
+        read_index(file, rows=ROWS, dim=DIM, factory="Flat")
 
 
-def flat(vectors, *, rows=ROWS, dim=DIM):
+def flat(vectors, *, rows=ROWS, dim=DIM, factory="Flat"):
     index = faiss.IndexFlatIP(dim)
     index.add(np.resize(vectors, (rows, dim)))
     return index
@@ -142,7 +169,7 @@ def test_a_quantizer_of_another_size_is_refused(vectors, tmp_path):
         with pytest.raises(
             ArtifactError, match=rf"holds {other.ntotal} vectors of dim {other.d} where there must be 8"
         ):
-            read_index(file, rows=ROWS, dim=DIM)
+            read_index(file, rows=ROWS, dim=DIM, factory="Flat")
 
 
 @pytest.mark.parametrize("part", ["base_index", "refine_index"])
@@ -154,7 +181,7 @@ def test_a_refined_index_of_other_rows_is_refused(vectors, tmp_path, part):
         with pytest.raises(
             ArtifactError, match=rf"holds {other.ntotal} vectors of dim {other.d} where there must be 400"
         ):
-            read_index(file, rows=ROWS, dim=DIM)
+            read_index(file, rows=ROWS, dim=DIM, factory="Flat")
 
 
 @pytest.mark.parametrize("factory", ["IVF8,Flat", "IVF8,PQ4x4fs"])
@@ -164,7 +191,7 @@ def test_rows_that_there_are_not_in_a_list_are_refused(vectors, tmp_path, factor
     faiss.rev_swig_ptr(index.invlists.get_ids(5), 1)[0] = row
     file = write(index, tmp_path / "i.faiss")
     with pytest.raises(ArtifactError, match="a row beyond its 400 in inverted list 5"):
-        read_index(file, rows=ROWS, dim=DIM)
+        read_index(file, rows=ROWS, dim=DIM, factory="Flat")
 
 
 def test_codes_of_another_dim_are_refused(vectors, tmp_path):
@@ -172,16 +199,16 @@ def test_codes_of_another_dim_are_refused(vectors, tmp_path):
     index.pq = faiss.ProductQuantizer(8 * DIM, 4, 4)
     index.pq.train(np.resize(vectors, (ROWS, 8 * DIM)))
     with pytest.raises(ArtifactError, match="codes of dim 128 in an index of dim 16"):
-        read_index(write(index, tmp_path / "i.faiss"), rows=ROWS, dim=DIM)
+        read_index(write(index, tmp_path / "i.faiss"), rows=ROWS, dim=DIM, factory="Flat")
 
 
 def test_the_limits_of_the_process_are_put_back(vectors, tmp_path):
     before = faiss.get_deserialization_vector_byte_limit(), faiss.get_deserialization_loop_limit()
     file = write(make("Flat", vectors), tmp_path / "i.faiss")
-    read_index(file, rows=ROWS, dim=DIM)
+    read_index(file, rows=ROWS, dim=DIM, factory="Flat")
     file.write_bytes(file.read_bytes()[:100])
     with pytest.raises(ArtifactError):
-        read_index(file, rows=ROWS, dim=DIM)
+        read_index(file, rows=ROWS, dim=DIM, factory="Flat")
     assert (faiss.get_deserialization_vector_byte_limit(), faiss.get_deserialization_loop_limit()) == before
 
 

@@ -6,6 +6,8 @@ import pytest
 
 import index.verify
 from index.build import build_index
+from index.factory import train_index
+from index.faiss_file import write_index
 from index.manifest import FileRecord, Manifest
 from index.search import Index
 from index.store import VectorStore
@@ -90,6 +92,12 @@ def resave(folder, name, save):
     replace(manifest, files=manifest.files | {name: FileRecord.of(file)}).write(folder)
 
 
+def resave_vectors(folder, stored):
+    """Replace the vectors, in index.faiss as well: what only encoding again can tell."""
+    resave(folder, "vectors.npy", lambda file: np.save(file, stored))
+    resave(folder, "index.faiss", lambda file: write_index(train_index("Flat", VectorStore(stored)), file))
+
+
 @pytest.mark.parametrize("rows", [[3, 2], [2, 2], [5, 40]])
 def test_tombstones_out_of_order_or_range_are_a_fault(built, rows):
     delete_items(built, ids=["g1", "g2"])
@@ -118,7 +126,7 @@ def test_an_id_that_occurs_twice_is_a_fault(built):
 def test_encoding_again_finds_a_vector_that_is_another_items(built, embedder):
     vectors = np.load(generation(built) / "vectors.npy")
     vectors[[7, 8]] = vectors[[8, 7]]
-    resave(built, "vectors.npy", lambda file: np.save(file, vectors))
+    resave_vectors(built, vectors)
     assert verify_index(built, embedder=embedder) == []
     faults = verify_index(built, embedder=embedder, reencode=40)
     assert [fault.split(")")[0] for fault in faults] == ["row 7 (id 'g7'", "row 8 (id 'g8'"]
@@ -240,7 +248,7 @@ def test_encoding_again_allows_for_precision_and_truncation_but_not_for_more(
     a, b = np.unravel_index(similarity.argmax(), similarity.shape)
     assert 0.99 < similarity[a, b] < 0.998  # two of the most alike
     stored[[a, b]] = stored[[b, a]]
-    resave(folder, "vectors.npy", lambda file: np.save(file, stored))
+    resave_vectors(folder, stored)
     faults = verify_index(folder, embedder=embedder, reencode=300)
     assert [fault.split(" ")[1] for fault in faults] == sorted(map(str, (a, b)), key=int)
 
@@ -254,7 +262,7 @@ def test_a_vector_of_the_most_similar_item_is_noticed(embedder, tmp_path, monkey
     build_index(embedder, catalog, tmp_path / "index", progress=False)
     assert verify_index(tmp_path / "index", embedder=embedder, reencode=3) == []
     stored = np.load(generation(tmp_path / "index") / "vectors.npy")
-    resave(tmp_path / "index", "vectors.npy", lambda file: np.save(file, stored[[1, 0, 2]]))
+    resave_vectors(tmp_path / "index", stored[[1, 0, 2]])
     faults = verify_index(tmp_path / "index", embedder=embedder, reencode=3)
     assert [fault.split(":")[1] for fault in faults] == [
         " encoded again it is nearer (1.0000) to the vector of 'b' than to its (0.9982)",
