@@ -51,8 +51,8 @@ def agreement_faults(index: Index) -> Iterator[str]:
     stated = index.manifest.ann_overlap
     found = HeldOut.of_rows(index.vectors, seed=1).recalls(index.ann)
     # the rows may be others than those that were measured, as after an `add`
-    error = np.sqrt(2 / len(found)) * float(found.std())
-    if found.mean() < stated - _SIGMAS * error - _SLACK:
+    spread = np.sqrt(2 / len(found)) * float(found.std())
+    if found.mean() < stated - _SIGMAS * spread - _SLACK:
         yield (
             f"{file}: a search finds {found.mean():.3f} of the nearest rows of sampled ones, but the manifest says "
             f"{stated:.3f}"

@@ -304,7 +304,11 @@ def catalog_ref(
         reading: goes to `read_catalog`, too, but for `vectors`, the column that the vectors are taken from.
     """
     defaults = {"image": "image", "allow_outside": False, "allow_urls": False}
-    options = {name: value for name, value in reading.items() if value != defaults.get(name)}
+    options: Any = {
+        name: list(value) if isinstance(value, tuple) else value
+        for name, value in reading.items()
+        if value != defaults.get(name)
+    }
     if images is not None:
         options["images"] = relative_to_index(Path(images), folder)
     return CatalogRef(name=catalog.resolve().name, path=relative_to_index(catalog, folder), text=text, options=options)

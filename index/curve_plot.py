@@ -35,7 +35,7 @@ class _Plot:
         self._times = _ticks(min(times), max(max(times), 10 * min(times)))
         low = min(recall for _, recall, _ in self._points)
         step = 0.1 if low < 0.7 else 0.05 if low < 0.9 else 0.01
-        first = floor(low / step) * step
+        first = min(floor(low / step) * step, 1 - step)
         self._recalls = [first + step * i for i in range(round((1 - first) / step) + 1)]
 
     def draw(self) -> Image.Image:

@@ -17,18 +17,20 @@ Layout of an index folder, all of it relocatable, nothing pickled:
 
 import hashlib
 import json
+import math
 import os
 import platform
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass, field, fields
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Self
+from types import UnionType
+from typing import TYPE_CHECKING, Any, Literal, Self, TypedDict, get_args, get_origin, get_type_hints, is_typeddict
 
 import fanoise
 from fanoise.errors import ArtifactError, InputError, one_line
 from fanoise.storage import sha256_file, write_atomic
-from index.store import PRECISIONS, Precision
+from index.store import Precision
 
 if TYPE_CHECKING:
     from fanoise.embedder import Embedder
@@ -46,8 +48,48 @@ ENCODING = "encoding"
 REBUILD = "`python -m index build --embedder … --catalog … --out …`"
 
 
+_MOST_MS = 1e6
+_DEEPEST = 8
+"""Levels of lists and objects within a value of any type."""
+
+
+class CatalogOptions(TypedDict, total=False):
+    """Arguments of `fanoise.catalog.read_catalog`; `images` is relative to the index folder."""
+
+    image: str | list[str]
+    images: str
+    allow_outside: bool
+    allow_urls: bool
+    vectors: str
+
+
+class CurvePoint(TypedDict):
+    """What one setting of the search parameters does: `parameters` as "nprobe=8", `ms` a query."""
+
+    parameters: str
+    recall: float
+    ms: float
+
+
+class Tuning(TypedDict, total=False):
+    """What search parameters were tuned to: the `target`, the `recall` reached, number of `queries` and `source`."""
+
+    target: float
+    recall: float
+    queries: int
+    source: str
+
+
+class _Checked:
+    """A dataclass whose values are of the types that its annotations say, at any depth: ValueError for others."""
+
+    def __post_init__(self) -> None:
+        for name, kind in get_type_hints(type(self)).items():
+            _check_type(name, getattr(self, name), kind)
+
+
 @dataclass(frozen=True, kw_only=True)
-class FileRecord:
+class FileRecord(_Checked):
     sha256: str
     size_bytes: int
 
@@ -57,7 +99,7 @@ class FileRecord:
 
 
 @dataclass(frozen=True, kw_only=True)
-class EmbedderRef:
+class EmbedderRef(_Checked):
     """Where the embedder is (`path` relative to the index folder, or a `hub_id`) and what it was."""
 
     name: str
@@ -71,7 +113,7 @@ class EmbedderRef:
 
 
 @dataclass(frozen=True, kw_only=True)
-class CatalogRef:
+class CatalogRef(_Checked):
     """The catalogue, `path` relative to the index folder; `text` is the column or template, None the default.
 
     `options` are the other arguments of `fanoise.catalog.read_catalog` that differ from their defaults, and `vectors`,
@@ -81,11 +123,11 @@ class CatalogRef:
     name: str
     path: str
     text: str | None
-    options: dict[str, Any] = field(default_factory=dict)
+    options: CatalogOptions = field(default_factory=CatalogOptions)
 
 
 @dataclass(frozen=True, kw_only=True)
-class Manifest:
+class Manifest(_Checked):
     """Everything `Index.open` checks, and what a reader of results needs to know. See the module for the folder."""
 
     format_version: int = FORMAT_VERSION
@@ -95,7 +137,7 @@ class Manifest:
     catalog: CatalogRef
     added: list[CatalogRef] = field(default_factory=list)
     """Catalogues that `add` and `update` took rows from, since the build."""
-    metric: str = "ip"
+    metric: Literal["ip"] = "ip"
     factory: str
     factory_reason: str
     ann_overlap: float
@@ -110,17 +152,18 @@ class Manifest:
     precision: Precision
     group_by: str | None = None
     """Field by which hits are grouped unless a search says otherwise."""
-    search: dict[str, Any] = field(default_factory=dict)
+    search: dict[str, int] = field(default_factory=dict)
     """FAISS search parameters as tuned, such as nprobe and efSearch."""
-    curve: list[dict[str, Any]] = field(default_factory=list)
-    """Recall and milliseconds a query at several search parameters."""
-    tuning: dict[str, Any] = field(default_factory=dict)
-    """What they were tuned to: `target` and reached `recall`, number of `queries` and their `source`."""
+    curve: list[CurvePoint] = field(default_factory=list)
+    """At several search parameters."""
+    tuning: Tuning = field(default_factory=Tuning)
+    """Empty for an exact index, which has nothing to tune."""
     created: str
     versions: dict[str, str]
     files: dict[str, FileRecord]
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         for name, least in (
             ("generation", 1),
             ("count", 1),
@@ -129,17 +172,22 @@ class Manifest:
             ("deleted", 0),
             ("rejected", 0),
         ):
-            value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, int) or value < least:
-                raise ValueError(f"{name} must be a whole number >= {least}, got {value!r}")
+            if getattr(self, name) < least:
+                raise ValueError(f"{name} must be >= {least}, got {getattr(self, name)}")
         if self.deleted >= self.count:
             raise ValueError(f"deleted must be below count {self.count}, got {self.deleted}")
         if self.dim > self.embedder_dim:
             raise ValueError(f"dim must be at most embedder_dim {self.embedder_dim}, got {self.dim}")
-        if self.precision not in PRECISIONS:
-            raise ValueError(f"precision must be one of {', '.join(PRECISIONS)}, got {self.precision!r}")
-        if self.metric != "ip":
-            raise ValueError(f"metric must be 'ip', got {self.metric!r}")
+        recalls = [self.ann_overlap, *(point["recall"] for point in self.curve)]
+        if self.tuning:
+            missing = sorted({"target", "recall", "queries", "source"} - set(self.tuning))
+            if missing:
+                raise ValueError(f"tuning lacks {', '.join(missing)}")
+            recalls += [self.tuning["target"], self.tuning["recall"]]
+        if not all(0 <= recall <= 1 for recall in recalls):
+            raise ValueError(f"ann_overlap and recalls must be from 0 to 1, got {recalls}")
+        if not all(0 <= point["ms"] <= _MOST_MS for point in self.curve):
+            raise ValueError(f"ms of the curve must be from 0 to {_MOST_MS:g}, got {[p['ms'] for p in self.curve]}")
         # A fixed set: a file name taken from the manifest can therefore never lead out of the folder.
         if sorted(self.files) != sorted(GENERATION_FILES):
             raise ValueError(f"files must be {', '.join(GENERATION_FILES)}, got {', '.join(map(str, self.files))}")
@@ -184,12 +232,13 @@ class Manifest:
         try:
             if content.pop("digest", None) != _digest(content):
                 raise ValueError("its digest does not match its content")
+            json.dumps(content, ensure_ascii=False).encode()  # UnicodeEncodeError for half a character
             content["embedder"] = _record(EmbedderRef, content["embedder"])
             content["catalog"] = _record(CatalogRef, content["catalog"])
             content["added"] = [_record(CatalogRef, catalog) for catalog in content["added"]]
             content["files"] = {name: _record(FileRecord, record) for name, record in content["files"].items()}
             return _record(cls, content)
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             raise ArtifactError(f"{file} is damaged ({one_line(error)}); rebuild the index with {REBUILD}") from error
 
     def file_problems(
@@ -252,6 +301,57 @@ def _record(cls: type[Any], content: dict[str, Any]) -> Any:
     if known != given:
         raise ValueError(f"keys missing: {sorted(known - given)}, unknown: {sorted(given - known)}")
     return cls(**content)
+
+
+def _check_type(name: str, value: Any, kind: Any) -> None:
+    """Raise ValueError, naming the place, for a value, as JSON has it, that is not of the annotated type.
+
+    Of a TypedDict, keys that it does not name are left alone: a later version may have written them.
+    """
+    origin, parts = get_origin(kind), get_args(kind)
+    if kind is Any:
+        _check_depth(name, value)
+    elif is_typeddict(kind):
+        _check_instance(name, value, dict)
+        for key, part in get_type_hints(kind).items():
+            if key in value:
+                _check_type(f"{name}.{key}", value[key], part)
+            elif key in kind.__required_keys__:
+                raise ValueError(f"{name} lacks {key!r}")
+    elif origin is UnionType:
+        fitting = [part for part in parts if isinstance(value, get_origin(part) or part)]
+        _check_type(name, value, (fitting or parts)[0])
+    elif origin is Literal:
+        if value not in parts:
+            raise ValueError(f"{name} must be one of {', '.join(map(str, parts))}, got {value!r}")
+    elif origin is list:
+        _check_instance(name, value, (list, tuple))
+        for i, one in enumerate(value):
+            _check_type(f"{name}[{i}]", one, parts[0])
+    elif origin is dict:
+        _check_instance(name, value, dict)
+        for key, one in value.items():
+            _check_type(f"{name}.{key}", one, parts[1])
+    elif kind is float:
+        _check_instance(name, value, (int, float))
+        if not math.isfinite(value):
+            raise ValueError(f"{name} must be finite, got {value!r}")
+    else:
+        _check_instance(name, value, kind)
+
+
+def _check_instance(name: str, value: Any, kind: type | tuple[type, ...]) -> None:
+    if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):
+        kinds = kind if isinstance(kind, tuple) else (kind,)
+        raise ValueError(f"{name} must be of type {' or '.join(k.__name__ for k in kinds)}, got {value!r:.60}")
+
+
+def _check_depth(name: str, value: Any, depth: int = 0) -> None:
+    if depth > _DEEPEST:
+        raise ValueError(f"{name} is nested more than {_DEEPEST} deep")
+    inner = value.values() if isinstance(value, dict) else value if isinstance(value, (list, tuple)) else ()
+    for one in inner:
+        _check_depth(name, one, depth + 1)
 
 
 def _digest(content: dict[str, Any]) -> str:

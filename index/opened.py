@@ -178,6 +178,10 @@ class Index:
         """Row of each id that is not deleted."""
         return {self.ids[row]: int(row) for row in np.flatnonzero(self.live)}
 
+    @property
+    def most_hits(self) -> int:
+        return len(self)
+
     def __len__(self) -> int:
         """Number of items that a search can return."""
         return self.manifest.live

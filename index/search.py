@@ -1,10 +1,11 @@
 """Search an index by text and image: what the command line, the evaluation and the app do with `index.opened`."""
 
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
+import numpy as np
 from PIL import Image
 
 from fanoise.errors import InputError
@@ -18,7 +19,12 @@ from index.opened import Index
 if TYPE_CHECKING:
     from fanoise.embedder import Embedder
 
-__all__ = ["Answer", "Hit", "Index", "Searcher"]
+__all__ = ["MOST_HITS", "Answer", "Hit", "Index", "Searcher"]
+
+MOST_HITS = 10_000
+"""The most items that are returned because they reach a score."""
+_K = 10
+_FIRST_K = 64
 
 
 class Searcher:
@@ -76,7 +82,7 @@ class Searcher:
         *,
         text: str | None = None,
         image: Path | str | bytes | Image.Image | None = None,
-        k: int = 10,
+        k: int | None = None,
         where: Mapping[str, Any] | None = None,
         group_by: str | None = None,
         min_score: float | None = None,
@@ -85,9 +91,10 @@ class Searcher:
         """The `k` items nearest to the text, the image, or both as one query.
 
         Args:
+            k: default 10; with `min_score` all that reach it, but no more than MOST_HITS, and a note where there are.
             where: only items that meet these conditions, see `index.where`.
             group_by: the best item only for each value of this field. None is the index's own, "" none.
-            min_score: only items with at least this cosine similarity.
+            min_score: only items with at least this cosine similarity. An approximate index may miss some.
             hybrid: order by the vector and by the words of `text` together, see `index.hybrid`.
         Raises: InputError for neither text nor image, an unknown field, a condition that does not suit its field, or
             k < 1; ImageError for a bad image.
@@ -98,15 +105,15 @@ class Searcher:
         start = time.perf_counter()
         vector = encode_query(self.embedder, text, image)
         encoded = time.perf_counter()
+        options: dict[str, Any] = {"where": where, "group_by": group_by, "min_score": min_score}
         if hybrid:
-            from index.hybrid import find_hybrid
-
             assert text is not None
-            if not isinstance(backend, Index):
-                raise InputError(f"{backend} is no index folder, and only such a one has a hybrid search")
-            hits = find_hybrid(backend, vector, text, k, where, group_by=group_by, min_score=min_score)
+            find = _hybrid_search(backend, vector, text, options)
         else:
-            [hits] = backend.find(vector, k, where, group_by=group_by, min_score=min_score)
+            find = lambda k: backend.find(vector, k, **options)[0]  # noqa: E731
+        is_whole = k is None and min_score is not None
+        most = min(MOST_HITS, backend.most_hits) if is_whole else _K if k is None else k
+        hits = _find_all(find, most) if is_whole else find(most)
         done = time.perf_counter()
         latency_ms = {"encode": (encoded - start) * 1000, "search": (done - encoded) * 1000}
         notes = backend.notes(where)
@@ -115,4 +122,31 @@ class Searcher:
             notes += [
                 f"nothing found reaches a similarity of {min_score:g}; the best is {hit.score:.6f}" for hit in best
             ]
+        if min_score is not None and len(hits) == most < len(backend):
+            remedy = "ask for a higher one, or filter" if is_whole else "without a number of hits all are found"
+            notes.append(f"more items than these {len(hits):,} may reach a similarity of {min_score:g}; {remedy}")
+        if is_whole and isinstance(backend, Index) and backend.manifest.search:
+            notes.append(
+                f"{backend.manifest.factory} is approximate: more items may reach a similarity of {min_score:g}"
+            )
         return Answer(hits, latency_ms, notes)
+
+
+def _hybrid_search(
+    backend: Backend, vector: np.ndarray, text: str, options: Mapping[str, Any]
+) -> Callable[[int], list[Hit]]:
+    """A function of k. Raises InputError for a backend that has no hybrid search."""
+    from index.hybrid import find_hybrid
+
+    if not isinstance(backend, Index):
+        raise InputError(f"{backend} is no index folder, and only such a one has a hybrid search")
+    return lambda k: find_hybrid(backend, vector, text, k, **options)
+
+
+def _find_all(find: Callable[[int], list[Hit]], most: int) -> list[Hit]:
+    """What a search with a least score finds if it is asked for more and more, until a hit fell below it; `most` hits
+    at most."""
+    k = min(_FIRST_K, most)
+    while len(hits := find(k)) == k < most:
+        k = min(4 * k, most)
+    return hits

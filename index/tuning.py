@@ -65,9 +65,13 @@ def check_recall(recall: float) -> None:
 def set_parameters(index: faiss.Index, parameters: dict[str, int]) -> None:
     """Set search parameters as in a manifest. Raises ArtifactError for one that the index does not have."""
     space = faiss.ParameterSpace()
+    most = max(_MOST_EF, index.ntotal)  # FAISS takes memory for as many
     for name, value in parameters.items():
-        if name not in _PARAMETERS or isinstance(value, bool) or not isinstance(value, int) or value < 1:
-            raise ArtifactError(f"search parameter {name}={value!r} must be one of {', '.join(_PARAMETERS)}, from 1")
+        is_number = isinstance(value, int) and not isinstance(value, bool)
+        if name not in _PARAMETERS or not is_number or not 1 <= value <= most:
+            raise ArtifactError(
+                f"search parameter {name}={value!r} must be one of {', '.join(_PARAMETERS)}, from 1 to {most:,}"
+            )
         try:
             space.set_index_parameter(index, name, value)
         except RuntimeError as error:

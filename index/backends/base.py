@@ -41,6 +41,11 @@ class Backend(Protocol):
         """What searches, for people: "CPU", GPUs, or a server."""
         ...
 
+    @property
+    def most_hits(self) -> int:
+        """The largest `k` that makes a difference, or that is taken."""
+        ...
+
     def __len__(self) -> int: ...
 
     def __str__(self) -> str:

@@ -148,8 +148,8 @@ class MilvusBackend:
         field = self.facts.layout.field(name, said_of="group_by: ") if name else None
         if field is not None and field.kind == "list":
             raise InputError(f"group_by: the field {name!r} holds lists; group by one with a single value")
-        if min(k, len(self)) > self._most_hits:
-            raise InputError(f"k must be at most {self._most_hits:,} with {self.facts.index_type}, got {k:,}")
+        if min(k, len(self)) > self._limit:
+            raise InputError(f"k must be at most {self._limit:,} with {self.facts.index_type}, got {k:,}")
         expression = filter_expression(where, self.facts.layout)
         least = -np.inf if min_score is None else min_score
         if field is None:
@@ -159,7 +159,11 @@ class MilvusBackend:
         return [self._hits([one for one in line if one.score >= least][:k]) for line in found]
 
     @property
-    def _most_hits(self) -> int:
+    def most_hits(self) -> int:
+        return min(len(self), self._limit)
+
+    @property
+    def _limit(self) -> int:
         return MOST_GPU_HITS if self.facts.index_type.startswith("GPU_") else MOST_HITS
 
     def _search(self, queries: np.ndarray, k: int, expression: str) -> list[list[_Found]]:
@@ -194,7 +198,7 @@ class MilvusBackend:
         best: list[_Found] = []
         groups: list[Any] = []
         alone: list[str] = []
-        limit = min(len(self), self._most_hits, max(_REACH * k, _LEAST_REACH))
+        limit = min(len(self), self._limit, max(_REACH * k, _LEAST_REACH))
         while len(best) < k:
             parts = [f"({expression})"] if expression else []
             if groups:

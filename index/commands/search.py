@@ -17,6 +17,7 @@ def add_search(commands: "Commands[Parser]") -> None:
         "  python -m index search --index DIR --text 'red mug' --k 5\n"
         "  python -m index search --index DIR --image photo.jpg --text 'this, in green' --where category=mug --json\n"
         "  python -m index search --index DIR --text 'boots' --where 'price>=10' --where 'title*=winter'\n"
+        "  python -m index search --index DIR --text 'red mug' --min-score 0.6\n"
         "  python -m index search --index DIR --text 'model XR-200' --hybrid --group-by brand\n"
         "  python -m index search --index milvus://localhost:19530/products --text 'red mug'",
     )
@@ -25,7 +26,12 @@ def add_search(commands: "Commands[Parser]") -> None:
     )
     parser.add_argument("--text", help="query text")
     parser.add_argument("--image", type=Path, metavar="FILE", help="query image")
-    parser.add_argument("--k", type=int, default=10, metavar="N", help="number of hits (default: %(default)s)")
+    parser.add_argument(
+        "--k",
+        type=int,
+        metavar="N",
+        help="number of hits (default: 10; with --min-score all that reach it, up to 10,000)",
+    )
     add_where_option(parser, "only items that meet it")
     parser.add_argument(
         "--min-score", type=float, metavar="COSINE", help="only items with at least this similarity, from -1 to 1"

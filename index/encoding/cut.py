@@ -53,7 +53,7 @@ def referenced_rows(ref: CatalogRef, index: Path, *, allow_outside: bool, allow_
     Raises: CatalogError for such a folder without it.
     """
     catalog = index / ref.path
-    reading = ref.options | {"allow_outside": allow_outside, "allow_urls": allow_urls}
+    reading: dict[str, Any] = {**ref.options, "allow_outside": allow_outside, "allow_urls": allow_urls}
     reading.pop("vectors", None)
     if "images" in reading:
         reading["images"] = index / reading["images"]

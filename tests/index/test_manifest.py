@@ -1,4 +1,6 @@
+import copy
 import json
+from collections.abc import Iterator
 from dataclasses import replace
 
 import faiss
@@ -7,8 +9,17 @@ import pytest
 
 import index.faiss_file
 from fanoise.errors import ArtifactError, InputError
-from index.manifest import GENERATION_FILES, FileRecord, Manifest
+from index.__main__ import main
+from index.build import build_index
+from index.manifest import GENERATION_FILES, FileRecord, Manifest, _digest
 from index.search import Index
+from index.verify import verify_index
+from tests.index.test_tuning import unit_rows
+
+VALUES = [
+    None, True, "", "no", "\ud800", "\x00", "../..", [], {}, [{}], {"a": 1}, [[[]]], -1, 0, 1, 10**30, 0.5, 1e308,
+    float("nan"), {"nprobe": -1}, {"nprobe": 10**18}, {"efSearch": 8}, {"target": True}, ["a", None],
+]  # fmt: skip
 
 
 def generation(folder):
@@ -146,3 +157,130 @@ def test_a_folder_without_manifest_is_no_index(tmp_path):
         Index.open(tmp_path)
     with pytest.raises(InputError, match="does not exist"):
         Index.open(tmp_path / "nowhere")
+
+
+def places(content, at=()) -> Iterator[tuple]:
+    """The way to every value, whole objects and lists among them."""
+    if at:
+        yield at
+    inner = content.items() if isinstance(content, dict) else enumerate(content) if isinstance(content, list) else ()
+    for key, value in inner:
+        yield from places(value, (*at, key))
+
+
+def point(nprobe, recall):
+    return {"parameters": f"nprobe={nprobe}", "recall": recall, "ms": 0.1 * nprobe}
+
+
+@pytest.fixture
+def tuned(embedder, new_catalog, tmp_path):
+    """Every field of its manifest has content, but not much of it."""
+    folder = tmp_path / "index"
+    build_index(embedder, new_catalog(n=160, images=0), folder, factory="IVF4,Flat", progress=False)
+    manifest = Manifest.read(folder)
+    catalog = replace(manifest.catalog, options={"image": ["front", "back"], "images": "..", "allow_urls": True})
+    few = {"versions": {"python": "3"}, "curve": [point(1, 0.8), point(2, 1.0)], "group_by": "colour"}
+    replace(manifest, catalog=catalog, added=[manifest.catalog], **few).write(folder)
+    return folder
+
+
+def write_content(folder, content):
+    content = {key: value for key, value in content.items() if key != "digest"}
+    text = json.dumps(content | {"digest": _digest(content)})
+    (folder / "manifest.json").write_text(text)
+
+
+SHOWN = ("embedder", "catalog", "added", "factory_reason", "created", "versions")
+"""What is only printed, as long as nothing is encoded."""
+
+
+def use(folder, capsys, part: str) -> None:
+    """All that reads this part of a manifest: each works, or says in one line why not."""
+    plot = ["--plot", str(folder.parent / "curve.png")] if part in ("curve", "tuning", "search") else []
+    try:
+        assert main(["info", "--index", str(folder), *plot]) == 0
+    except SystemExit as end:
+        assert end.code == 2
+        assert capsys.readouterr().err.count("\n") == 1
+    if part in SHOWN:
+        return
+    try:
+        assert len(Index.open(folder, verify=False).find(unit_rows(1), 3)[0]) == 3
+    except (ArtifactError, InputError) as error:
+        assert "\n" not in str(error)
+    assert not any("\n" in fault for fault in verify_index(folder))
+
+
+def test_whatever_a_manifest_with_a_right_digest_says_it_works_or_is_refused_in_one_line(tuned, capsys):
+    sound = json.loads((tuned / "manifest.json").read_text())
+    accepted, refused = 0, 0
+    for *way, last in places(sound):
+        for value in VALUES:
+            content = copy.deepcopy(sound)
+            parent = content
+            for key in way:
+                parent = parent[key]
+            parent[last] = value
+            write_content(tuned, content)
+            try:
+                Manifest.read(tuned)
+            except ArtifactError as error:  # which is what every command then says
+                assert "\n" not in str(error)
+                refused += 1
+                continue
+            use(tuned, capsys, (*way, last)[0])
+            accepted += 1
+    assert refused > 700 and accepted > 100
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"ann_overlap": ""}, "ann_overlap must be of type int or float, got ''"),
+        ({"ann_overlap": 1.5}, "ann_overlap and recalls must be from 0 to 1"),
+        ({"curve": [{}]}, r"curve\[0\] lacks 'parameters'"),
+        ({"curve": [{"parameters": "", "recall": 1.0, "ms": -1.0}]}, "ms of the curve must be from 0"),
+        ({"tuning": {"a": 1}}, "tuning lacks queries, recall, source, target"),
+        ({"tuning": {"target": True}}, "tuning.target must be of type int or float, got True"),
+        ({"search": None}, "search must be of type dict, got None"),
+        ({"search": {"nprobe": 0.5}}, "search.nprobe must be of type int, got 0.5"),
+        ({"group_by": True}, "group_by must be of type str or NoneType|group_by must be of type str, got True"),
+        ({"count": 1e308}, "count must be of type int"),
+        ({"precision": "fp8"}, "precision must be one of fp32, fp16, int8, got 'fp8'"),
+        ({"added": [None]}, "NoneType"),
+        ({"embedder": {"noise": True}}, "embedder.*missing|keys missing"),
+        ({"factory": "\ud800"}, "surrogates not allowed"),
+    ],
+)
+def test_a_value_of_another_type_is_named(built, change, message):
+    content = json.loads((built / "manifest.json").read_text())
+    write_content(built, content | change)
+    with pytest.raises(ArtifactError, match=rf"manifest\.json is damaged \(.*({message})"):
+        Manifest.read(built)
+
+
+def test_values_nested_without_end_are_refused(built):
+    content = json.loads((built / "manifest.json").read_text())
+    deep: dict = {}
+    for _ in range(300):
+        deep = {"a": deep}
+    content["embedder"]["noise"] = deep
+    write_content(built, content)
+    with pytest.raises(ArtifactError, match=r"noise\.a is nested more than 8 deep"):
+        Manifest.read(built)
+
+
+def test_keys_of_a_later_version_within_options_are_left_alone(built):
+    content = json.loads((built / "manifest.json").read_text())
+    content["catalog"]["options"]["later"] = 1
+    write_content(built, content)
+    assert len(Index.open(built)) == 40
+
+
+@pytest.mark.parametrize("options", [{"images": 3}, {"image": [None]}, {"allow_urls": "yes"}, {"vectors": []}])
+def test_options_of_a_catalogue_are_checked(built, options):
+    content = json.loads((built / "manifest.json").read_text())
+    content["catalog"]["options"] = options
+    write_content(built, content)
+    with pytest.raises(ArtifactError, match=rf"options\.{next(iter(options))}"):
+        Manifest.read(built)

@@ -11,6 +11,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
+import index.search
+from fanoise.catalog import Item
 from fanoise.errors import ArtifactError, ImageError, InputError
 from index.build import build_index
 from index.search import Hit, Index, Searcher
@@ -211,7 +213,7 @@ def test_a_searcher_needs_no_more_than_the_backend_protocol(built, embedder):
     class Elsewhere:
         embedder, catalog, group_by = index.embedder, index.catalog, index.group_by
         field_names, live_ids = index.field_names, index.live_ids
-        find, values, notes = index.find, index.values, index.notes
+        find, values, notes, most_hits = index.find, index.values, index.notes, index.most_hits
 
         def __len__(self):
             return len(index)
@@ -244,6 +246,70 @@ def test_an_item_finds_itself_with_text_and_image(built, embedder, tmp_path):
         assert max(thumbnail.size) == 320
     assert [hit.position for hit in answer.hits] == [1, 2, 3]
     assert searcher.search(text="thing number 30").hits[0].image is None
+
+
+@pytest.fixture
+def many(embedder, tmp_path):
+    """600 items of which some 200 are near to any."""
+    rows = [{"id": f"m{i}", "text": f"many {i}", "n": i, "item": f"i{i // 3}"} for i in range(600)]
+    (tmp_path / "many.jsonl").write_text("\n".join(json.dumps(row) for row in rows))
+    build_index(embedder, tmp_path / "many.jsonl", tmp_path / "many", progress=False)
+    return Searcher(Index.open(tmp_path / "many"), embedder)
+
+
+@pytest.mark.parametrize("least", [-1, 0.0, 0.1, 0.3, 0.99])
+@pytest.mark.parametrize("where", [None, {"n": {"max": 400}}])
+def test_a_least_score_without_k_finds_all_that_reach_it(many, embedder, least, where):
+    [query] = embedder.encode([Item(text="many 7")], role="query")
+    cosine = many.index.vectors.rows(slice(None)) @ query
+    good = np.flatnonzero((cosine >= least) & (np.arange(600) <= (400 if where else 600)))
+    expected = {f"m{row}" for row in good}
+    answer = many.search(text="many 7", min_score=least, where=where)
+    assert [hit.id for hit in answer.hits] == [f"m{row}" for row in good[np.argsort(-cosine[good], kind="stable")]]
+    assert answer.notes == []
+    groups = many.search(text="many 7", min_score=least, where=where, group_by="item").hits
+    assert len(groups) == len({hit.fields["item"] for hit in groups}) == len({row // 3 for row in good})
+    assert {hit.id for hit in groups} <= expected
+    words = many.search(text="many 7", min_score=least, where=where, hybrid=True).hits
+    assert {hit.id for hit in words} == expected and len(words) == len(expected)
+
+
+def test_a_least_score_with_k_says_where_more_may_reach_it(many):
+    all_of_them = many.search(text="many 7", min_score=0.1)
+    number = len(all_of_them.hits)
+    assert 64 < number < 600
+    for k in (5, number):
+        cut = many.search(text="many 7", min_score=0.1, k=k)
+        assert [hit.id for hit in cut.hits] == [hit.id for hit in all_of_them.hits[:k]]
+        assert cut.notes == [
+            f"more items than these {k} may reach a similarity of 0.1; without a number of hits all are found"
+        ]
+    assert many.search(text="many 7", min_score=0.1, k=number + 1).notes == []
+    assert many.search(text="many 7", min_score=-1, k=600).notes == []
+    assert len(many.search(text="many 7").hits) == 10
+
+
+def test_hits_that_reach_a_score_end_somewhere_and_that_is_said(many, monkeypatch):
+    monkeypatch.setattr(index.search, "MOST_HITS", 100)
+    for options in ({}, {"hybrid": True}, {"group_by": "item"}):
+        answer = many.search(text="many 7", min_score=-0.5, **options)
+        assert len(answer.hits) == 100
+        assert answer.notes == [
+            "more items than these 100 may reach a similarity of -0.5; ask for a higher one, or filter"
+        ]
+
+
+@pytest.mark.parametrize("factory", ["IVF16,Flat", "HNSW16", "IVF16,SQ8"])
+def test_an_approximate_index_finds_most_that_reach_a_score_and_says_so(embedder, new_catalog, tmp_path, factory):
+    build_index(embedder, new_catalog(n=900, images=0), tmp_path / "i", factory=factory, recall=0.98, progress=False)
+    searcher = Searcher(Index.open(tmp_path / "i"), embedder)
+    [query] = embedder.encode([Item(text="thing number 7")], role="query")
+    cosine = searcher.index.vectors.rows(slice(None)) @ query
+    good = {f"g{row}" for row in np.flatnonzero(cosine >= 0.2)}
+    answer = searcher.search(text="thing number 7", min_score=0.2)
+    assert {hit.id for hit in answer.hits} <= good
+    assert len(answer.hits) > 0.8 * len(good) > 90
+    assert answer.notes == [f"{factory} is approximate: more items may reach a similarity of 0.2"]
 
 
 def test_where_nothing_is_near_enough_the_best_score_is_named(built, embedder):

@@ -10,6 +10,7 @@ pytest.importorskip("milvus_lite")
 
 import index.backends.export
 import index.backends.milvus
+import index.search
 from fanoise.errors import ArtifactError, InputError
 from index.backends import open_backend
 from index.backends.address import parse_address
@@ -138,6 +139,19 @@ def test_groups_are_complete_where_a_search_reaches_few(filled, folder, queries,
 def test_a_least_score_cuts_the_same(filled, folder, queries, min_score):
     vectors = np.concatenate([queries, folder.vectors.rows(slice(0, 2))])
     assert_same(filled.find(vectors, COUNT, min_score=min_score), folder.find(vectors, COUNT, min_score=min_score))
+
+
+@pytest.mark.parametrize("group_by", ["", "item"])
+def test_all_that_reach_a_score_are_the_same_in_both(filled, folder, queries, group_by, monkeypatch):
+    monkeypatch.setattr(index.search, "_FIRST_K", 2)
+    for least in (-1, 0.1, 1.0):
+        asked = {"min_score": least, "group_by": group_by}
+        ours, theirs = (
+            index.search._find_all(lambda k, at=at, asked=asked: at.find(queries[:1], k, **asked)[0], at.most_hits)
+            for at in (filled, folder)
+        )
+        assert_same([ours], [theirs])
+    assert filled.most_hits == folder.most_hits == COUNT
 
 
 def test_hits_are_the_nearest_of_all_rows(filled, folder, queries):
