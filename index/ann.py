@@ -13,7 +13,7 @@ import numpy as np
 
 from index.factory import choose_factory, train_index
 from index.faiss_file import write_index
-from index.held_out import HeldOut, measure_overlap
+from index.held_out import QUERIES, HeldOut, measure_overlap
 from index.manifest import FAISS_INDEX, VECTORS
 from index.store import VectorStore
 from index.tuning import RECALL, tune
@@ -55,14 +55,14 @@ def tune_and_measure(
     queries: Queries | None = None,
     rows_recall: float | None = None,
 ) -> dict[str, Any]:
-    """Set the cheapest search parameters that reach `recall`; returns what the manifest says of them.
+    """Set the cheapest search parameters that surely reach `recall`; returns what the manifest says of them.
 
     Recall on sampled rows (`ann_overlap`) is measured with the same parameters, so that both can be seen.
     """
     if isinstance(index, faiss.IndexFlat):
         return {"ann_overlap": 1.0, "search": {}, "curve": [], "tuning": {}}
     given = None if queries is None else queries()
-    held_out = HeldOut.of_rows(vectors) if given is None else HeldOut.of_vectors(vectors, *given)
+    held_out = HeldOut.of_rows(vectors, most=2 * QUERIES) if given is None else HeldOut.of_vectors(vectors, *given)
     target = rows_recall if given is None and rows_recall is not None else recall
     tuned = tune(index, held_out, target=target)
     return {
@@ -72,7 +72,9 @@ def tune_and_measure(
         "tuning": {
             "target": recall,
             "recall": round(tuned.recall, 4),
-            "queries": len(held_out),
+            "queries": tuned.measured_by or tuned.chosen_by,
             "source": held_out.source,
+            "others": tuned.chosen_by if tuned.measured_by else 0,
+            "reached": tuned.lower >= recall,
         },
     }

@@ -7,7 +7,7 @@ index, are last.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
@@ -28,6 +28,8 @@ if TYPE_CHECKING:
 K = 10
 """Recall is that of the ten nearest."""
 QUERIES = 256
+"""As many measure a recall; to tune, as many choose and as many measure."""
+_LEAST_HALF = 64
 SAMPLED_ROWS = "sampled rows"
 _TIE = 1e-6
 
@@ -71,6 +73,17 @@ class HeldOut:
     def __len__(self) -> int:
         return len(self.vectors)
 
+    def halves(self, *, seed: int = 0) -> tuple[Self, Self | None]:
+        """These queries at random in two halves; all of them and None where a half would be too few."""
+        if len(self) < 2 * _LEAST_HALF:
+            return self, None
+        order = np.random.default_rng(seed).permutation(len(self))
+        first, second = np.sort(order[: len(self) // 2]), np.sort(order[len(self) // 2 :])
+        return self._some(first), self._some(second)
+
+    def _some(self, which: np.ndarray) -> Self:
+        return replace(self, vectors=self.vectors[which], own=self.own[which], least=self.least[which])
+
     def recall(self, index: faiss.Index) -> float:
         """Share of the `k` nearest rows that `index` finds; 1.0 where there are none to be found."""
         return float(self.recalls(index).mean()) if len(self) else 1.0
@@ -101,7 +114,7 @@ def measure_overlap(index: faiss.Index, store: VectorStore, *, seed: int = 0) ->
 
 
 def text_queries(
-    embedder: "Embedder | None", file: Path | None, items: Path, *, seed: int = 0, most: int = QUERIES
+    embedder: "Embedder | None", file: Path | None, items: Path, *, seed: int = 0, most: int = 2 * QUERIES
 ) -> tuple[np.ndarray, str] | None:
     """Vectors float32 [Q, D] of queries that people type, and where they are from; None if there are none.
 

@@ -72,12 +72,16 @@ class CurvePoint(TypedDict):
 
 
 class Tuning(TypedDict, total=False):
-    """What search parameters were tuned to: the `target`, the `recall` reached, number of `queries` and `source`."""
+    """What search parameters were tuned to: the `target`, and the `recall` reached for a number of `queries`."""
 
     target: float
     recall: float
     queries: int
     source: str
+    others: int
+    """Number of other queries, of the same source, that the parameters were chosen with; 0 for these very ones."""
+    reached: bool
+    """Whether the target is below the recall's interval of one standard error, for the queries that chose."""
 
 
 class _Checked:

@@ -142,9 +142,17 @@ def describe_tuning(manifest: Manifest) -> Iterator[str]:
     if not manifest.tuning:
         return
     tuning = manifest.tuning
-    missed = ", which was not reached: this is the best there is" if tuning["recall"] < tuning["target"] else ""
-    reached = f"recall@10 {tuning['recall']:.3f} over {tuning['queries']} {_plain(tuning['source'])}"
-    yield f"{reached}, target {tuning['target']:g}{missed}"
+    others = tuning.get("others", 0)
+    by = f"other than the {others} it was tuned with" if others else "those it was tuned with, which flatters it"
+    missed = ""
+    if tuning["recall"] < tuning["target"] and not tuning.get("reached", False):
+        missed = ", which was not reached: this is the best there is"
+    elif not tuning.get("reached", True):
+        missed = ", which is reached by less than a standard error: this is the best there is"
+    yield (
+        f"recall@10 {tuning['recall']:.3f} over {tuning['queries']} {_plain(tuning['source'])}, {by}, "
+        f"target {tuning['target']:g}{missed}"
+    )
     if tuning["source"] != SAMPLED_ROWS:
         yield f"recall@10 {manifest.ann_overlap:.3f} over {SAMPLED_ROWS}, which lie where the index expects them"
     chosen = ",".join(f"{name}={value}" for name, value in manifest.search.items())

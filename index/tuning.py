@@ -4,11 +4,16 @@ Names and values are those of FAISS's ParameterSpace. Recall grows with each of 
 graph index is climbed by doubling, and the cheapest rung that reaches the target is then found by halving. A refined
 index has two ladders: candidates a hit (k_factor_rf) outside, the inner one inside, from few candidates to many until
 more of them no longer pay.
+
+The cheapest rung that reaches the target with these queries owes some of that to them, and misses it as often as not
+with others. So it is to reach it with the lower end of its recall's interval of one standard error, and where there are
+enough queries, a half of them chooses and the other half says what was reached.
 """
 
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from math import sqrt
 from typing import Any
 
 import faiss
@@ -39,6 +44,13 @@ class Point:
     recall: float
     ms: float
     """A query, searched alone."""
+    error: float = 0.0
+    """Standard error of the recall."""
+
+    @property
+    def lower(self) -> float:
+        """The recall that is to be relied on."""
+        return self.recall - self.error
 
     def to_json(self) -> dict[str, Any]:
         text = ",".join(f"{name}={value}" for name, value in self.parameters.items())
@@ -50,8 +62,15 @@ class Tuned:
     parameters: dict[str, int] = field(default_factory=dict)
     """As chosen, and set on the index; empty for a type without any."""
     recall: float = 1.0
+    """Measured on queries that did not choose the parameters, where there are."""
+    lower: float = 1.0
+    """The lower end of it, as those see it that chose."""
+    chosen_by: int = 0
+    """Number of queries that chose."""
+    measured_by: int = 0
+    """Number of other queries that the recall was measured with; 0 where the same had to do for both."""
     curve: list[Point] = field(default_factory=list)
-    """The points than which none is both better and faster, slowest last."""
+    """The points than which none is both better and faster, slowest last; as seen by the queries that chose."""
     is_reached: bool = True
     """Whether the target is."""
 
@@ -81,7 +100,7 @@ def set_parameters(index: faiss.Index, parameters: dict[str, int]) -> None:
 
 
 def tune(index: faiss.Index, queries: HeldOut, *, target: float = RECALL) -> Tuned:
-    """Set the cheapest parameters with which `index` reaches the target, or else those with the best recall.
+    """Set the cheapest parameters with which `index` surely reaches the target, or else those with the best recall.
 
     Raises: InputError for a target out of range.
     """
@@ -89,12 +108,13 @@ def tune(index: faiss.Index, queries: HeldOut, *, target: float = RECALL) -> Tun
     is_refined, name, most = _ladders(index)
     if name is None and not is_refined:
         return Tuned()
-    measured = _Measured(index, queries)
+    choosing, others = queries.halves()
+    measured = _Measured(index, choosing)
     best: Point | None = None
     for candidates in _CANDIDATES if is_refined else (None,):
         fixed = {} if candidates is None else {"k_factor_rf": candidates}
         found = measured.point(fixed) if name is None else _climb(measured, fixed, name, most, target)
-        if found.recall >= target:
+        if found.lower >= target:
             if best is not None and found.ms >= best.ms:
                 break
             best = found
@@ -102,7 +122,15 @@ def tune(index: faiss.Index, queries: HeldOut, *, target: float = RECALL) -> Tun
     if best is None:
         best = max(measured.points.values(), key=lambda point: (point.recall, -point.ms))
     set_parameters(index, best.parameters)
-    return Tuned(best.parameters, best.recall, _front(measured.points.values(), best), is_reached)
+    return Tuned(
+        parameters=best.parameters,
+        recall=best.recall if others is None else others.recall(index),
+        lower=best.lower,
+        chosen_by=len(choosing),
+        measured_by=0 if others is None else len(others),
+        curve=_front(measured.points.values(), best),
+        is_reached=is_reached,
+    )
 
 
 class _Measured:
@@ -116,8 +144,9 @@ class _Measured:
         key = tuple(parameters.items())
         if key not in self.points:
             set_parameters(self._index, parameters)
-            recall = self._queries.recall(self._index)
-            self.points[key] = Point(parameters, recall, _milliseconds(self._index, self._queries))
+            recalls = self._queries.recalls(self._index)
+            recall, error = float(recalls.mean()), float(recalls.std() / sqrt(max(1, len(recalls) - 1)))
+            self.points[key] = Point(parameters, recall, _milliseconds(self._index, self._queries), error)
         return self.points[key]
 
 
@@ -128,20 +157,20 @@ def _climb(measured: _Measured, fixed: dict[str, int], name: str, most: int, tar
     last: Point | None = None
     for value in _doubled(_LEAST[name], most):
         point = measured.point({**fixed, name: value})
-        if reached is None and point.recall >= target:
+        if reached is None and point.lower >= target:
             reached = value
         elif reached is None:
             below = value
         flat = flat + 1 if last is not None and point.recall - last.recall < _PLATEAU else 0
         last = point
-        if point.recall >= enough or flat >= (2 if reached is None else 1):
+        if (reached is not None and point.recall >= enough) or flat >= (2 if reached is None else 1):
             break
     assert last is not None
     if reached is None:
         return last
     while reached - below > max(1, below // 8):
         middle = (below + reached) // 2
-        if measured.point({**fixed, name: middle}).recall >= target:
+        if measured.point({**fixed, name: middle}).lower >= target:
             reached = middle
         else:
             below = middle
