@@ -139,7 +139,7 @@ def serve(index: faiss.Index) -> CpuIndex | GpuIndex:
     except _FAILURES as error:  # of a GPU that another process has filled
         return _refused(index, _reason(error))
     for is_sharded in (False, True) if count > 1 else (False,):
-        wanted = _wanted(index, count if is_sharded else 1)
+        wanted = _wanted(index, index.ntotal, count if is_sharded else 1)
         # FAISS must not find out itself: of lists that do not fit, it keeps those it has copied until the process ends
         if free is not None and wanted > free:
             reason = f"it takes {wanted / 2**30:.1f} GiB, and {free / 2**30:.1f} are free"
@@ -157,6 +157,18 @@ def serve(index: faiss.Index) -> CpuIndex | GpuIndex:
         how = "a part of the index on each" if is_sharded else "the index on each"
         return GpuIndex(index, on_gpu, f"{count} GPUs, {how}, at half precision")
     return _refused(index, reason)
+
+
+def fits_gpus(index: faiss.Index, rows: int) -> bool:
+    """Whether there are GPUs that would serve an index of this type with so many rows, each at least a part of it."""
+    count = gpu_count()
+    if not count or _not_for_gpu(index) is not None:
+        return False
+    try:
+        free = _free_on_gpus(count)
+    except _FAILURES:
+        return False
+    return free is None or _wanted(index, rows, count) <= free
 
 
 def _refused(index: faiss.Index, reason: str) -> CpuIndex:
@@ -184,12 +196,13 @@ def _not_for_gpu(index: faiss.Index) -> str | None:
     return _not_for_gpu(part.quantizer) if isinstance(part, faiss.IndexIVF) else None
 
 
-def _wanted(index: faiss.Index, parts: int) -> int:
-    """Bytes that the index, or the largest of equal parts, takes of a GPU while it is copied there; an estimate."""
+def _wanted(index: faiss.Index, rows: int, parts: int) -> int:
+    """Bytes that an index of so many rows, or the largest of equal parts, takes of a GPU while it is copied there; an
+    estimate."""
     part = faiss.downcast_index(index)
     if isinstance(part, faiss.IndexPreTransform):
-        return _wanted(part.index, parts)
-    size = index_memory(part, part.ntotal)
+        return _wanted(part.index, rows, parts)
+    size = index_memory(part, rows)
     if isinstance(part, faiss.IndexFlat):
         # a whole one is sent as it is, converted, and stored; a part grows block by block, from one copy to the next
         size = 2 * size if parts == 1 else size // parts

@@ -2,12 +2,14 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import chain
 from math import log2, sqrt
 
 import faiss
 import numpy as np
 
 from fanoise.errors import InputError
+from index.devices import fits_gpus
 from index.faiss_file import check_types, empty_index, faiss_reason, reserve
 from index.memory import free_memory, index_memory
 from index.store import PRECISIONS, Precision, VectorStore
@@ -58,7 +60,8 @@ def choose_factory(
     Up to a million vectors are searched one by one, which needs no training and misses nothing. Up to ten million get
     inverted lists, and above that inverted lists of 4-bit product codes (fast-scan) whose best candidates are compared
     again at the precision of the stored vectors. Where memory is short, codes of half and of a quarter of the size
-    follow. What was measured for this: benchmarks/README.md, index_types.py.
+    follow. Where there are GPUs with room for it, types that FAISS has for them come first. What was measured for this:
+    benchmarks/README.md, index_types.py.
     Args:
         factory: `auto`, or a string that is only checked.
         free: bytes of memory; default what machine and control groups leave.
@@ -74,7 +77,7 @@ def choose_factory(
             )
         return Choice(factory, "as asked for")
     too_large: list[tuple[str, int]] = []
-    for name, why in _candidates(count, dim, precision, recall):
+    for name, why in chain(_for_gpus(count, dim, precision, recall), _candidates(count, dim, precision, recall)):
         need = memory_to_build(name, count, dim)
         if free is None or need <= free:
             reason = f"auto: {why}; about {_gigabytes(_serving(name, count, dim))} of memory"
@@ -148,6 +151,25 @@ def _candidates(count: int, dim: int, precision: Precision, recall: float) -> It
                 f"IVF{lists},{codes_of},{_REFINERS[codes]}",
                 f"inverted lists of small codes, the best candidates compared again, for {n}{stored}",
             )
+
+
+def _for_gpus(count: int, dim: int, precision: Precision, recall: float) -> Iterator[tuple[str, str]]:
+    """What comes before `_candidates` where these are of types that no GPU serves, and there are GPUs with room.
+
+    8-bit product codes are not among it: FAISS compares no candidates again on a GPU, and without that they miss 0.95.
+    """
+    if recall >= 1 or _EXACT_ROWS < count <= _PLAIN_ROWS:
+        return
+    n = f"{count:,} vectors of dim {dim}"
+    if count <= _EXACT_ROWS:
+        named = {"Flat": "exact"} if 4.0 * count * dim <= _EXACT_BYTES else {}
+    else:
+        lists, is_short = _lists(count), recall <= _BYTES_RECALL
+        named = {} if precision == "int8" and is_short else {f"IVF{lists},SQfp16": "inverted lists at half precision"}
+        named |= {f"IVF{lists},SQ8": "inverted lists of one byte a dimension"} if is_short else {}
+    for name, what in named.items():
+        if fits_gpus(empty_index(name, dim), count):
+            yield name, f"{what}, since there is a GPU for it, for {n}"
 
 
 def _lists(count: int) -> int:

@@ -14,7 +14,7 @@ import pytest
 from index import devices
 from index.build import build_index
 from index.devices import CpuIndex, GpuIndex, describe_device, gpu_count, serve
-from index.factory import train_index
+from index.factory import choose_factory, train_index
 from index.nearest import Nearest
 from index.search import Index
 from index.selection import Selection
@@ -159,6 +159,41 @@ def test_types_for_the_gpu_go_there(monkeypatch, factory):
     assert isinstance(served, GpuIndex)
     assert describe_device(factory, 16) == "1 GPU"
     served.close()
+
+
+@pytest.mark.parametrize(
+    ("count", "dim", "options", "factory"),
+    [
+        (20_000_000, 64, {}, "IVF16384,SQfp16"),
+        (20_000_000, 64, {"precision": "int8"}, "IVF16384,SQ8"),
+        (20_000_000, 64, {"precision": "int8", "recall": 0.99}, "IVF16384,SQfp16"),
+        (20_000_000, 64, {"free": 3 * 10**9}, "IVF16384,SQ8"),
+        (20_000_000, 64, {"recall": 1.0}, "Flat"),
+        (1_000_000, 512, {"precision": "fp16"}, "Flat"),
+        (5_000_000, 64, {}, "IVF8192,Flat"),
+    ],
+)
+def test_auto_prefers_types_that_a_gpu_serves_where_there_is_one(monkeypatch, count, dim, options, factory):
+    options = {"free": 10**13} | options
+    without = choose_factory("auto", count, dim, **options)
+    FakeGpus(1).install(monkeypatch)
+    choice = choose_factory("auto", count, dim, **options)
+    assert choice.factory == factory
+    assert describe_device(choice.factory, dim) == "1 GPU"
+    assert (choice.factory != without.factory) == ("since there is a GPU for it" in choice.reason)
+
+
+def test_auto_takes_the_cpus_types_where_gpus_have_no_room(monkeypatch):
+    asked = {"count": 20_000_000, "dim": 64, "free": 10**13}
+    without = choose_factory("auto", **asked)
+    assert without.factory == "IVF16384,PQ32x4fs,RFlat"
+    FakeGpus(2).install(monkeypatch)
+    half_of_sq8 = 1.1 * 20_000_000 * (64 + 8) / 2 + devices._WORKSPACE
+    for free, factory in ((2 * half_of_sq8, "IVF16384,SQfp16"), (1.02 * half_of_sq8, "IVF16384,SQ8"),
+                          (0.98 * half_of_sq8, without.factory)):  # fmt: skip
+        monkeypatch.setattr(devices, "_free_on_gpus", lambda count, free=free: int(free))
+        assert choose_factory("auto", **asked).factory == factory
+    assert choose_factory("auto", **asked) == without
 
 
 def test_more_results_than_a_gpu_gives_come_from_the_cpu_with_a_note(flat, monkeypatch):

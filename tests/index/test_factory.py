@@ -2,6 +2,7 @@ import faiss
 import numpy as np
 import pytest
 
+import index.devices
 from fanoise.errors import InputError
 from index.build import build_index
 from index.factory import check_factory, choose_factory, memory_to_build, train_index
@@ -14,6 +15,12 @@ AMPLE = 10**13
 def unit_rows(n: int, dim: int = 16, seed: int = 0) -> np.ndarray:
     rows = np.random.default_rng(seed).normal(size=(n, dim)).astype(np.float32)
     return rows / np.linalg.norm(rows, axis=1, keepdims=True)
+
+
+@pytest.fixture(autouse=True)
+def no_gpu(monkeypatch):
+    """What auto does with GPUs is in test_devices.py."""
+    monkeypatch.setattr(index.devices, "gpu_count", lambda: 0)
 
 
 def auto(count: int, dim: int, **options):
