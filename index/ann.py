@@ -18,6 +18,9 @@ from index.manifest import FAISS_INDEX, VECTORS
 from index.store import VectorStore
 from index.tuning import RECALL, tune
 
+_MEASURED = 1
+"""Seed of the rows that `ann_overlap` is measured with."""
+
 Queries = Callable[[], tuple[np.ndarray, str] | None]
 """Gives the vectors [Q, D] of held-out queries and their source, when they are needed; None if there are none."""
 
@@ -36,7 +39,7 @@ def write_ann(
         factory: `auto` or a FAISS factory string.
         recall: the share of the ten nearest that a search is to find.
         queries: to tune with; without any, sampled rows are.
-        rows_recall: what is to be reached for sampled rows; default `recall`.
+        rows_recall: what is to be reached for sampled rows, as `ann_overlap` was measured before; default `recall`.
     Raises: InputError for a factory that does not suit the vectors, or the memory.
     """
     vectors = VectorStore.open(stage / VECTORS)
@@ -62,11 +65,17 @@ def tune_and_measure(
     if isinstance(index, faiss.IndexFlat):
         return {"ann_overlap": 1.0, "search": {}, "curve": [], "tuning": {}}
     given = None if queries is None else queries()
-    held_out = HeldOut.of_rows(vectors, most=2 * QUERIES) if given is None else HeldOut.of_vectors(vectors, *given)
-    target = rows_recall if given is None and rows_recall is not None else recall
-    tuned = tune(index, held_out, target=target)
+    if given is not None:
+        held_out = HeldOut.of_vectors(vectors, *given)
+        tuned = tune(index, held_out, target=recall)
+    elif rows_recall is None:
+        held_out = HeldOut.of_rows(vectors, most=2 * QUERIES)
+        tuned = tune(index, held_out, target=recall)
+    else:
+        held_out = HeldOut.of_rows(vectors, seed=_MEASURED)
+        tuned = tune(index, held_out, target=rows_recall, margin=False)
     return {
-        "ann_overlap": measure_overlap(index, vectors, seed=1),
+        "ann_overlap": measure_overlap(index, vectors, seed=_MEASURED),
         "search": tuned.parameters,
         "curve": [point.to_json() for point in tuned.curve],
         "tuning": {

@@ -141,6 +141,11 @@ class Index:
         return self._nearest.ann
 
     @property
+    def is_exact(self) -> bool:
+        """Whether every search compares all vectors as they are."""
+        return isinstance(self.ann, faiss.IndexFlat)
+
+    @property
     def device(self) -> str:
         """What searches: the CPU or GPUs."""
         return self._nearest.device

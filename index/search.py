@@ -91,7 +91,7 @@ class Searcher:
         """The `k` items nearest to the text, the image, or both as one query.
 
         Args:
-            k: default 10; with `min_score` all that reach it, but no more than MOST_HITS, and a note where there are.
+            k: default 10; with `min_score` all that reach it, up to MOST_HITS, and a note where there may be more.
             where: only items that meet these conditions, see `index.where`.
             group_by: the best item only for each value of this field. None is the index's own, "" none.
             min_score: only items with at least this cosine similarity. An approximate index may miss some.
@@ -105,12 +105,7 @@ class Searcher:
         start = time.perf_counter()
         vector = encode_query(self.embedder, text, image)
         encoded = time.perf_counter()
-        options: dict[str, Any] = {"where": where, "group_by": group_by, "min_score": min_score}
-        if hybrid:
-            assert text is not None
-            find = _hybrid_search(backend, vector, text, options)
-        else:
-            find = lambda k: backend.find(vector, k, **options)[0]  # noqa: E731
+        find = _at_depth(backend, vector, text if hybrid else None, where=where, group_by=group_by, min_score=min_score)
         is_whole = k is None and min_score is not None
         most = min(MOST_HITS, backend.most_hits) if is_whole else _K if k is None else k
         hits = _find_all(find, most) if is_whole else find(most)
@@ -125,22 +120,22 @@ class Searcher:
         if min_score is not None and len(hits) == most < len(backend):
             remedy = "ask for a higher one, or filter" if is_whole else "without a number of hits all are found"
             notes.append(f"more items than these {len(hits):,} may reach a similarity of {min_score:g}; {remedy}")
-        if is_whole and isinstance(backend, Index) and backend.manifest.search:
+        if is_whole and isinstance(backend, Index) and not backend.is_exact:
             notes.append(
                 f"{backend.manifest.factory} is approximate: more items may reach a similarity of {min_score:g}"
             )
         return Answer(hits, latency_ms, notes)
 
 
-def _hybrid_search(
-    backend: Backend, vector: np.ndarray, text: str, options: Mapping[str, Any]
-) -> Callable[[int], list[Hit]]:
-    """A function of k. Raises InputError for a backend that has no hybrid search."""
+def _at_depth(backend: Backend, vector: np.ndarray, words: str | None, **options: Any) -> Callable[[int], list[Hit]]:
+    """The search as a function of k; a hybrid one where there are words. Raises InputError where that is not there."""
+    if words is None:
+        return lambda k: backend.find(vector, k, **options)[0]
     from index.hybrid import find_hybrid
 
     if not isinstance(backend, Index):
         raise InputError(f"{backend} is no index folder, and only such a one has a hybrid search")
-    return lambda k: find_hybrid(backend, vector, text, k, **options)
+    return lambda k: find_hybrid(backend, vector, words, k, **options)
 
 
 def _find_all(find: Callable[[int], list[Hit]], most: int) -> list[Hit]:

@@ -44,13 +44,8 @@ class Point:
     recall: float
     ms: float
     """A query, searched alone."""
-    error: float = 0.0
-    """Standard error of the recall."""
-
-    @property
-    def lower(self) -> float:
-        """The recall that is to be relied on."""
-        return self.recall - self.error
+    lower: float
+    """The recall that is to be relied on: less by a standard error, where a margin is asked for."""
 
     def to_json(self) -> dict[str, Any]:
         text = ",".join(f"{name}={value}" for name, value in self.parameters.items())
@@ -64,7 +59,7 @@ class Tuned:
     recall: float = 1.0
     """Measured on queries that did not choose the parameters, where there are."""
     lower: float = 1.0
-    """The lower end of it, as those see it that chose."""
+    """What is to be relied on of the recall that those saw that chose."""
     chosen_by: int = 0
     """Number of queries that chose."""
     measured_by: int = 0
@@ -99,17 +94,20 @@ def set_parameters(index: faiss.Index, parameters: dict[str, int]) -> None:
             ) from error
 
 
-def tune(index: faiss.Index, queries: HeldOut, *, target: float = RECALL) -> Tuned:
+def tune(index: faiss.Index, queries: HeldOut, *, target: float = RECALL, margin: bool = True) -> Tuned:
     """Set the cheapest parameters with which `index` surely reaches the target, or else those with the best recall.
 
+    Args:
+        margin: False for a target that was itself measured with these queries, or such: all of them choose, and the
+            recall itself is to reach it, which else would creep up from one time to the next.
     Raises: InputError for a target out of range.
     """
     check_recall(target)
     is_refined, name, most = _ladders(index)
     if name is None and not is_refined:
         return Tuned()
-    choosing, others = queries.halves()
-    measured = _Measured(index, choosing)
+    choosing, others = queries.halves() if margin else (queries, None)
+    measured = _Measured(index, choosing, errors=1.0 if margin else 0.0)
     best: Point | None = None
     for candidates in _CANDIDATES if is_refined else (None,):
         fixed = {} if candidates is None else {"k_factor_rf": candidates}
@@ -136,8 +134,8 @@ def tune(index: faiss.Index, queries: HeldOut, *, target: float = RECALL) -> Tun
 class _Measured:
     """Points of an index, each measured once."""
 
-    def __init__(self, index: faiss.Index, queries: HeldOut) -> None:
-        self._index, self._queries = index, queries
+    def __init__(self, index: faiss.Index, queries: HeldOut, errors: float) -> None:
+        self._index, self._queries, self._errors = index, queries, errors
         self.points: dict[tuple[tuple[str, int], ...], Point] = {}
 
     def point(self, parameters: dict[str, int]) -> Point:
@@ -146,7 +144,8 @@ class _Measured:
             set_parameters(self._index, parameters)
             recalls = self._queries.recalls(self._index)
             recall, error = float(recalls.mean()), float(recalls.std() / sqrt(max(1, len(recalls) - 1)))
-            self.points[key] = Point(parameters, recall, _milliseconds(self._index, self._queries), error)
+            ms = _milliseconds(self._index, self._queries)
+            self.points[key] = Point(parameters, recall, ms, recall - self._errors * error)
         return self.points[key]
 
 

@@ -299,7 +299,7 @@ def test_hits_that_reach_a_score_end_somewhere_and_that_is_said(many, monkeypatc
         ]
 
 
-@pytest.mark.parametrize("factory", ["IVF16,Flat", "HNSW16", "IVF16,SQ8"])
+@pytest.mark.parametrize("factory", ["IVF16,Flat", "HNSW16", "IVF16,SQ8", "PQ8"])
 def test_an_approximate_index_finds_most_that_reach_a_score_and_says_so(embedder, new_catalog, tmp_path, factory):
     build_index(embedder, new_catalog(n=900, images=0), tmp_path / "i", factory=factory, recall=0.98, progress=False)
     searcher = Searcher(Index.open(tmp_path / "i"), embedder)
