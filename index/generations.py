@@ -247,15 +247,14 @@ def _clean_up(folder: Path, *, sweep: bool = False) -> None:
             sweep = sweep or manifest is None or not _same_file(path / ITEMS, manifest.generation_in(folder) / ITEMS)
             _remove(path)
     if manifest is None or sweep:
-        with suppress(OSError):
-            _sweep(folder)
+        sweep_thumbnails(folder)
 
 
-def _sweep(folder: Path) -> None:
+def sweep_thumbnails(folder: Path) -> None:
     """Remove thumbnails that no generation names, unless there are parts of a build, which name some, too."""
     if not (folder / THUMBNAILS).exists():
         return
-    with locked_plans(folder / ENCODING):  # no build begins meanwhile
+    with suppress(OSError), locked_plans(folder / ENCODING):  # no build begins meanwhile
         if not any((folder / ENCODING).glob("*/")):
             remove_unused(folder, [path / ITEMS for path in _generations(folder).values()])
 

@@ -17,21 +17,17 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
-from tqdm import tqdm
 
-from fanoise.catalog import Item, catalog_root
+from fanoise.catalog import Item
 from fanoise.errors import ArtifactError, CatalogError, InputError
 from index.ann import Queries, tune_and_measure, write_ann
-from index.build import catalog_ref, check_apart
-from index.encoding.cut import catalog_rows
-from index.encoding.items import encode_items
-from index.encoding.known import KnownRows
-from index.encoding.plan import catalog_state
+from index.encoding.intake import Intake, check_apart
+from index.encoding.plan import remove_finished
 from index.encoding.rejects import Reject
 from index.encoding.shard import ITEM, is_one_of_several
 from index.factory import add_rows, check_factory
 from index.faiss_file import read_index, write_index
-from index.generations import Writer, writing
+from index.generations import Writer, sweep_thumbnails, writing
 from index.held_out import measure_overlap, text_queries
 from index.items import Items, concat_items, field_names, printable_text, read_items, write_items
 from index.manifest import (
@@ -73,30 +69,18 @@ class Change:
 
 
 def add_items(
-    embedder: "Embedder",
-    catalog: str | Path,
-    folder: str | Path,
-    *,
-    existing: Existing = "refuse",
-    text: str | None = None,
-    image: str | Sequence[str] | None = None,
-    images: str | Path | None = None,
-    allow_outside: bool = False,
-    allow_urls: bool = False,
-    vectors: str | None = None,
-    batch_size: int = 32,
-    progress: bool = True,
+    embedder: "Embedder", catalog: str | Path, folder: str | Path, *, existing: Existing = "refuse", **options: Any
 ) -> Change:
     """Append the rows of a catalogue to an index. Only they are encoded; those known with the same content are copied.
 
+    Killed at any moment, the index is as it was, and the same call goes on where it was.
     Args:
         existing: what of ids that are in the index already? `refuse` them; let the new rows `replace` the old ones; or
             `require` them, so that rows are replaced and none is new. In an index that groups several rows to an item,
             a row is known if its item is, and new rows replace all rows of their item. A row that is rejected replaces
             nothing. The first rows that are several images of an item make an index one that groups them.
-        text, image, images: how the catalogue is read, as in `read_catalog`; default as in the build.
-        allow_outside, allow_urls: as in `read_catalog`; what the build's catalogue was allowed is not passed on.
-        vectors: the column that holds the vectors; default as in the build, "" encodes the rows.
+        options: fields of `Intake`. `text`, `image`, `images` and `vectors` are by default, and where None, as in the
+            build (`vectors` of "" encodes the rows); `allow_outside` and `allow_urls` are not.
     Raises: InputError for ids that are in the index, or not; CatalogError for a bad catalogue; ArtifactError for
         another embedder or a damaged index. Nothing is changed then.
     """
@@ -106,59 +90,57 @@ def add_items(
         assert writer.manifest is not None
         old = writer.manifest
         old.check_embedder(writer.folder, embedder)
-        text = old.catalog.text if text is None else text
-        before = old.catalog.options
-        if images is None and "images" in before:
-            images = writer.folder / before["images"]
-        reading: dict[str, Any] = {
-            "image": before.get("image", "image") if image is None else image,
-            "images": images,
-            "allow_outside": allow_outside,
-            "allow_urls": allow_urls,
-        }
-        vectors = (before.get("vectors") if vectors is None else vectors) or None
+        given = {name: value for name, value in options.items() if value is not None}
+        intake = Intake(embedder=embedder, catalog=catalog, out=writer.folder, **(_as_built(writer) | given))
         current = _Current(writer)
-        read = catalog_state(catalog)
-        # Read once before encoding: ids that cannot be taken are found in seconds.
-        try:
-            rows = list(map(partial(_names_of, group_by=old.group_by), catalog_rows(catalog, text=text, **reading)))
-        except CatalogError as error:
-            if text is None or text != old.catalog.text:
-                raise
-            raise CatalogError(f"{error} (read as the index was built, with --text {text!r})") from error
-        asked = [names for names in rows if names is not None]
-        _check_existing(existing, asked, current.known({name for names in asked for name in names}), catalog)
-        new = writer.stage / _NEW
-        new.mkdir()
-        with tqdm(total=len(rows), unit=" items", desc=f"Encoding {catalog.name}", disable=not progress) as bar:
-            encode_items(
-                embedder,
-                catalog_rows(catalog, text=text, **reading),
-                new,
-                thumbnails=writer.folder,
-                root=catalog_root(catalog),
-                batch_size=batch_size,
-                dim=old.dim,
-                precision=old.precision,
-                vectors=vectors,
-                known=KnownRows([current.folder], index=writer.folder, dim=old.dim, precision=old.precision),
-                advance=bar.update,
-            )
-        if catalog_state(catalog) != read:
-            raise CatalogError(f"{catalog} was changed while it was read; run the command again")
-        added = read_items(new / ITEMS)
-        names = _names(added, old.group_by)
-        replaced = np.empty(0, np.int64) if existing == "refuse" else current.rows_named(names)
-        rejected = _merge_ledgers(current.folder / REJECTS, new / REJECTS, writer.stage / REJECTS, names)
-        ann = _join(writer, current, new, added, replaced, lambda: text_queries(embedder, None, writer.stage))
-        shutil.rmtree(new)
-        ref = catalog_ref(catalog, writer.folder, text=text, vectors=vectors, **reading)
-        group_by = old.group_by
-        if group_by is None and ITEM not in field_names(current.table) and any(_items_of_several(added)):
-            group_by = ITEM
-        notes = _narrowed(current.table.schema, pq.read_schema(writer.stage / ITEMS))
-        manifest = writer.commit(**ann, group_by=group_by, added=[*(r for r in old.added if r != ref), ref])
+        remove_finished(writer.folder, current.folder)
+        count = _check_names(intake, existing, current)
+        with intake.planned() as (plan, claims):
+            run = intake.encode(plan, claims, known=[current.folder], total=count)
+            if run.missing():
+                raise InputError(f"{writer.folder} is being built from the same catalogue; wait for that to end")
+            new = writer.stage / _NEW
+            new.mkdir()
+            intake.assemble(run.shards(), new)
+            added = read_items(new / ITEMS)
+            names = _names(added, old.group_by)
+            replaced = np.empty(0, np.int64) if existing == "refuse" else current.rows_named(names)
+            rejected = _merge_ledgers(current.folder / REJECTS, new / REJECTS, writer.stage / REJECTS, names)
+            ann = _join(writer, current, new, added, replaced, lambda: text_queries(embedder, None, writer.stage))
+            shutil.rmtree(new)
+            ref = intake.ref()
+            group_by = old.group_by
+            if group_by is None and ITEM not in field_names(current.table) and any(_items_of_several(added)):
+                group_by = ITEM
+            notes = _narrowed(current.table.schema, pq.read_schema(writer.stage / ITEMS))
+            plan.mark_assembled(writer.stage / ITEMS, added=True)
+            manifest = writer.commit(**ann, group_by=group_by, added=[*(r for r in old.added if r != ref), ref])
+            remove_finished(writer.folder, manifest.generation_in(writer.folder))
+            sweep_thumbnails(writer.folder)
         return Change(manifest=manifest, added=len(added), deleted=len(replaced), rejected=rejected, notes=notes)
+
+
+def _as_built(writer: Writer) -> dict[str, Any]:
+    """Fields of `Intake` as the build had them, but for what it was allowed."""
+    assert writer.manifest is not None
+    old, options = writer.manifest, writer.manifest.catalog.options
+    fields = {"text": old.catalog.text, "dim": old.dim, "precision": old.precision}
+    fields |= {name: options[name] for name in ("image", "vectors") if name in options}
+    return fields | ({"images": writer.folder / options["images"]} if "images" in options else {})
+
+
+def _check_names(intake: Intake, existing: Existing, current: "_Current") -> int:
+    """How many rows the catalogue has. Read once before encoding: ids that cannot be taken are found in seconds."""
+    text = current.manifest.catalog.text
+    try:
+        rows = list(map(partial(_names_of, group_by=current.manifest.group_by), intake.rows()))
+    except CatalogError as error:
+        if text is None or text != intake.text:
+            raise
+        raise CatalogError(f"{error} (read as the index was built, with --text {text!r})") from error
+    asked = [names for names in rows if names is not None]
+    _check_existing(existing, asked, current.known({name for names in asked for name in names}), intake.catalog)
+    return len(rows)
 
 
 def delete_items(

@@ -1,6 +1,6 @@
 """From a catalogue to the vectors, items, thumbnails and rejects of an index: nothing lost, nothing done twice.
 
-    build       index.build: the catalogue into shards, the shards into a generation
+    intake      the catalogue into shards, for index.build and index.update, which put them into a generation
     plan        what decides the shards, and the folder they are kept in until then
     claims      which process encodes which shard
     cut         the catalogue's stream into shards of consecutive rows

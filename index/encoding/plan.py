@@ -24,10 +24,10 @@ from index.store import VectorStore
 _VERSION = 2
 """To be raised with any change in what a shard holds."""
 _PLAN = "plan.json"
-_ASSEMBLED = "assembled"
+_ASSEMBLED, _ADDED = "assembled", "added"
 _SHARD = "shard-"
 _AGAIN = "again-"
-_REMOVED = ".partial-"  # which any writer clears away
+_REMOVED = ".partial-encoding"  # in the index folder, where any writer clears it away
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,7 +46,12 @@ class Plan:
     @property
     def digest(self) -> str:
         content = [_VERSION, asdict(self)]
-        return hashlib.sha256(json.dumps(content, sort_keys=True, default=str).encode()).hexdigest()[:16]
+        return _digest(content)[:16]
+
+    @property
+    def kin(self) -> str:
+        """Of plans for a catalogue of this name: vectors of one can stand for those of the other."""
+        return _digest([self.catalog[0], dict(self.fingerprint), self.options.dim, self.options.precision])[:8]
 
 
 def catalog_state(catalog: Path) -> list[Any]:
@@ -68,6 +73,10 @@ def catalog_state(catalog: Path) -> list[Any]:
     return [catalog.name, count, f"{total:064x}"]
 
 
+def _digest(content: list[Any]) -> str:
+    return hashlib.sha256(json.dumps(content, sort_keys=True, default=str).encode()).hexdigest()
+
+
 def _files(catalog: Path) -> Iterator[Path]:
     if catalog.is_dir():
         yield from (Path(parent, name) for parent, _, names in os.walk(catalog) for name in names)
@@ -78,15 +87,15 @@ def _files(catalog: Path) -> Iterator[Path]:
 
 
 class PlanFolder:
-    """DIR/encoding/<digest>: the finished shards of a build until they are all there.
+    """DIR/encoding/<kin>-<digest>: the finished shards of a build, an add or an update until they are all there.
 
-    Only a build removes shards: when it has made an index, those of all plans, since what was of use in them is in the
-    index then; when it is told to start afresh, before. Whatever add, update, delete and compact do meanwhile, the next
-    build goes on with them.
+    Shards are removed when what is of use in them is in the index: after a build those of all plans, after an add or
+    update those of its kin, among them tries of a catalogue that was changed since. A build that starts afresh removes
+    all before. Whatever else is done to the index meanwhile, the same command goes on with them.
     """
 
     def __init__(self, index: Path, plan: Plan) -> None:
-        self.path = index / ENCODING / plan.digest
+        self.path = index / ENCODING / f"{plan.kin}-{plan.digest}"
         self.plan = plan
 
     def open(self, *, fresh: bool) -> Claims:
@@ -141,9 +150,13 @@ class PlanFolder:
             if path.name.startswith(_AGAIN) or (path.parent != self.path and path.name.startswith(_SHARD)):
                 yield path
 
-    def mark_assembled(self, items: Path) -> None:
-        """Remember that `items`, an items.parquet about to be committed, holds all shards: by a link to it."""
-        mark = self.path / _ASSEMBLED
+    def mark_assembled(self, items: Path, *, added: bool = False) -> None:
+        """Remember that `items`, an items.parquet about to be committed, holds all shards: by a link to it.
+
+        Args:
+            added: to the rows that were there; else the index is made of these shards alone.
+        """
+        mark = self.path / (_ADDED if added else _ASSEMBLED)
         mark.unlink(missing_ok=True)
         with suppress(OSError):  # a file system without hard links
             mark.hardlink_to(items)
@@ -156,7 +169,7 @@ class PlanFolder:
             if claims.are_void() or any(self.path.glob(f"{_AGAIN}*")) or not claims.alone():
                 return  # void: what is there now is another process's
             if not any(len(VectorStore.open(self.shard(number) / VECTORS)) for number in self.done()):
-                _remove(self.path)
+                _remove(self.path, self.path.parent.parent)
 
     def _reconsider(self, number: int, *, fresh: bool) -> None:
         """Put a shard with rejects aside: what was wrong with them may be mended, and its good rows stay known."""
@@ -185,21 +198,34 @@ class PlanFolder:
 
 
 def remove_finished(index: Path, current: Path | None) -> None:
-    """Remove the shards of a build that was committed as `current`, a generation, even if it was killed right after."""
+    """Remove the shards that are in `current`, a generation, even if the process that committed it was killed then."""
     if (index / ENCODING).exists():
         with locked_plans(index / ENCODING):
             _remove_committed(index, current)
 
 
 def _remove_committed(index: Path, current: Path | None) -> bool:
-    """True if there were shards of a build that was committed as `current`. The plans are locked."""
+    """True if there were shards that are in `current`, a generation. The plans are locked."""
     if current is None or not (current / ITEMS).exists():
         return False
-    for mark in (index / ENCODING).glob(f"*/{_ASSEMBLED}"):
-        if mark.samefile(current / ITEMS):
-            _remove(index / ENCODING)
-            return True
-    return False
+    if _marked(index / ENCODING, _ASSEMBLED, current):
+        _remove(index / ENCODING, index)
+        return True
+    removed = False
+    for plan in _marked(index / ENCODING, _ADDED, current):
+        kin = plan.name.partition("-")[0]
+        for path in plan.parent.glob(f"{kin}-*/"):
+            with Claims(path) as claims:
+                if not claims.alone():
+                    continue
+            _remove(path, index)
+            removed = True
+    return removed
+
+
+def _marked(encoding: Path, mark: str, generation: Path) -> list[Path]:
+    """The plans whose shards went into this generation."""
+    return [path.parent for path in encoding.glob(f"*/{mark}") if path.samefile(generation / ITEMS)]
 
 
 def _current(index: Path) -> Path | None:
@@ -210,9 +236,9 @@ def _current(index: Path) -> Path | None:
         return None
 
 
-def _remove(folder: Path) -> None:
+def _remove(folder: Path, index: Path) -> None:
     """Remove a folder at once: a process that looks into it meanwhile must not take its shards for not yet done."""
-    aside = folder.with_name(f"{_REMOVED}{folder.name}")
+    aside = index / f"{_REMOVED}-{folder.name}"
     shutil.rmtree(aside, ignore_errors=True)
     folder.rename(aside)
     shutil.rmtree(aside, ignore_errors=True)

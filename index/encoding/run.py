@@ -48,6 +48,12 @@ class ShardRun:
         self._put_aside: set[int] = set()
         self.encoded_here = 0
         """Rows, by this process, since it began."""
+        self.seconds = 0.0
+        """How long this process has been encoding,"""
+        self.model_seconds = 0.0
+        """how long of it its model was at work,"""
+        self.deaths = 0
+        """and how many of its workers have died."""
 
     def encode(self, encoder: Encoder, rows: Iterable[Item | Reject]) -> None:
         """Encode all shards that are neither done nor claimed by another process."""
@@ -61,6 +67,9 @@ class ShardRun:
                     (stage / _ROWS).write_text(shard.digest)
                 self.encoded_here += shard.encoded
                 self._claims.release(shard.number)
+        self.seconds += encoder.seconds
+        self.model_seconds += encoder.model_seconds
+        self.deaths += encoder.deaths
 
     def missing(self) -> list[int]:
         """Shards that are not done, after a pass over the catalogue."""

@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 
 import index.manifest
-import index.update
 from fanoise.catalog import read_catalog
 from fanoise.errors import ArtifactError, CatalogError, InputError
 from index.build import build_index
+from index.encoding.intake import Intake
 from index.generations import writing
 from index.manifest import GENERATION_FILES, Manifest
 from index.search import Index, Searcher
@@ -134,13 +134,13 @@ def test_rejects_of_one_id_are_all_counted_and_kept(embedder, built, write):
 
 
 def test_a_catalogue_that_changes_while_it_is_read_changes_nothing(embedder, built, write, monkeypatch):
-    catalog, encode = write("new.csv", [row("n1", "one")]), index.update.encode_items
+    catalog, encode = write("new.csv", [row("n1", "one")]), Intake.encode
 
     def encode_after_a_change(*args, **options):
         write("new.csv", [row("g1", "known")])
         return encode(*args, **options)
 
-    monkeypatch.setattr("index.update.encode_items", encode_after_a_change)
+    monkeypatch.setattr(Intake, "encode", encode_after_a_change)
     with pytest.raises(CatalogError, match=r"new\.csv was changed while it was read; run the command again"):
         add_items(embedder, catalog, built, progress=False)
     assert Manifest.read(built).generation == 1

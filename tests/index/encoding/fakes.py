@@ -1,4 +1,4 @@
-"""An embedder whose model takes as long as wanted, and catalogues for it; builds as child processes.
+"""An embedder whose model takes as long as wanted, and catalogues for it; builds and adds as child processes.
 
 `python -m tests.index.encoding.fakes` starts builds that are asked for as JSON lines, see `serve`.
 """
@@ -90,10 +90,12 @@ def serve() -> None:
 
     {"start": {"catalog", "out", "delay_s" per batch, "die_at" a call that touches `out`, and fields of Build}, "logs"}
     {"wait": pid, "block": bool}
+    With "existing" among the first, as of `add_items`, it is an add or update.
     """
     import pyarrow as pa
 
-    import index.build  # noqa: F401
+    import index.build
+    import index.update  # noqa: F401
 
     pa.array(np.zeros(1))  # imports pandas, where it is installed
     signal.signal(signal.SIGINT, signal.default_int_handler)  # a job in the background inherits none
@@ -112,6 +114,7 @@ def serve() -> None:
 
 def _build(options: dict[str, Any], logs: Path) -> int:
     from index.build import Build
+    from index.update import add_items
 
     for descriptor, name in ((1, "out"), (2, "err")):
         os.dup2(os.open(logs / name, os.O_WRONLY | os.O_CREAT), descriptor)
@@ -121,6 +124,9 @@ def _build(options: dict[str, Any], logs: Path) -> int:
     _die_before(options.pop("die_at", 0), out)
     try:
         with cli_errors():
+            if "existing" in options:
+                add_items(embedder, catalog, out, progress=False, **options)
+                return 0
             built = Build(embedder=embedder, catalog=catalog, out=out, progress=False, **options).run()
         counts = {name: getattr(built, name) for name in ("encoded", "reused", "removed", "rejected")}
         print(json.dumps({"done": built.manifest is not None, "here": sum(embedder.module.batches), **counts}))

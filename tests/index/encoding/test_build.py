@@ -19,6 +19,7 @@ from fanoise.embedder import Embedder
 from fanoise.errors import CatalogError, InputError
 from index.build import Build, build_index
 from index.encoding.cut import Shard
+from index.encoding.intake import Intake
 from index.encoding.plan import PlanFolder
 from index.manifest import Manifest
 from index.report import describe_build
@@ -252,7 +253,7 @@ def test_broken_off_and_with_another_catalogue_rows_are_still_known(split, tmp_p
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(index.build, "assemble", stop)
+        patch.setattr(Intake, "assemble", stop)
         build(split, catalog, tmp_path / "index", shard_rows=10)
     write_catalog(catalog, 45, images=10)
     split.module.batches.clear()

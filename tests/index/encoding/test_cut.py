@@ -1,8 +1,8 @@
 import index.encoding.cut
 from fanoise.catalog import ImageBytes, Item
-from index.build import catalog_ref
 from index.encoding.content import read_image
 from index.encoding.cut import catalog_rows, cut, referenced_rows
+from index.encoding.intake import catalog_ref
 from index.encoding.rejects import Reject
 from tests.index.encoding.fakes import draw
 

@@ -12,7 +12,6 @@ from fanoise.embedder import Embedder
 from fanoise.errors import InputError
 from index.encoding.cut import cut
 from index.encoding.encode import Encoder, settle_workers
-from index.encoding.items import encode_items
 from index.encoding.known import KnownRows
 from index.encoding.shard import ShardOptions
 from index.items import read_items
@@ -330,27 +329,3 @@ def test_few_rows_are_not_worth_a_process():
     number, rows = settle_workers(None, iter(range(257)))
     assert number >= 1 and list(rows) == list(range(257))
     assert settle_workers(3, iter([]))[0] == 3
-
-
-def test_items_go_straight_into_a_folder(split, tmp_path):
-    rows = list(read_catalog(write_catalog(tmp_path / "c.jsonl", 30, images=5)))
-    (tmp_path / "new").mkdir()
-    done = []
-    result = encode_items(
-        split, rows, tmp_path / "new", thumbnails=tmp_path, root=tmp_path, batch_size=4, dim=8, advance=done.append
-    )
-    assert (result.count, result.rejected, sum(done)) == (30, 0, 30)
-    assert sorted(path.name for path in (tmp_path / "new").iterdir()) == [
-        "items.parquet",
-        "rejects.jsonl",
-        "vectors.npy",
-    ]
-    short = np.stack([vector_of(row)[:8] for row in rows])
-    assert np.allclose(
-        np.load(tmp_path / "new" / "vectors.npy"), short / np.linalg.norm(short, axis=1, keepdims=True), atol=1e-6
-    )
-    assert read_items(tmp_path / "new" / "items.parquet")["image"].to_pylist()[:3] == [
-        "pictures/0.png",
-        None,
-        "pictures/2.png",
-    ]
