@@ -1,7 +1,7 @@
 """Catalogue and embedder in, index folder out: all of it, or what was there before."""
 
 from contextlib import ExitStack
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,7 +11,7 @@ import pyarrow.compute as pc
 
 from fanoise.errors import ArtifactError, InputError
 from index.ann import write_ann
-from index.encoding.intake import Intake, check_apart
+from index.encoding.intake import Intake, Taken, check_apart
 from index.encoding.plan import remove_finished
 from index.encoding.progress import estimate_rows
 from index.encoding.shard import ITEM
@@ -46,28 +46,13 @@ def build_index(embedder: "Embedder", catalog: str | Path, out: str | Path, **op
 
 
 @dataclass(frozen=True, kw_only=True)
-class Built:
-    """What a build did, over all its processes and all times it was broken off."""
+class Built(Taken):
+    """What a build did."""
 
     manifest: Manifest | None
     """None where other processes are still at work: the last of them finishes the index."""
-    encoded: int = 0
-    encoded_elsewhere: int = 0
-    """Of these, before the build was broken off, or by other processes."""
-    reused: int = 0
     removed: int = 0
     """Items of the index before that are no more."""
-    rejected: int = 0
-    duplicates: int = 0
-    """Near-duplicates, if they were looked for."""
-    skips_duplicates: bool = False
-    """Whether near-duplicates are among the rejected rows; else a field names the first of each."""
-    seconds: float = 0.0
-    """That this process spent on encoding."""
-    model_seconds: float = 0.0
-    """That this process spent in the model."""
-    deaths: int = 0
-    """Worker processes that died and were replaced."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -102,11 +87,9 @@ class Build(Intake):
             folder, claims = stack.enter_context(self.planned(fresh=self.fresh))
             total = estimate_rows(self.catalog) if self.progress else None
             run = self.encode(folder, claims, known=None if self.fresh else self._current(), total=total)
-            built = Built(manifest=None, seconds=run.seconds, model_seconds=run.model_seconds, deaths=run.deaths)
             if run.missing() or not claims.take_assembly() or claims.are_void():
-                return built
+                return Built(manifest=None)
             writer = writer or stack.enter_context(writing(self.out, "build"))
-            counts = run.counts()
             assembled = self.assemble(run.shards(), writer.stage)
             ann = write_ann(
                 writer.stage,
@@ -114,30 +97,20 @@ class Build(Intake):
                 recall=self.recall,
                 queries=lambda: text_queries(self.embedder, self.tune_queries, writer.stage),
             )
-            removed = _count_removed(writer)
+            taken, removed = self.taken(run, assembled), _count_removed(writer)
             folder.mark_assembled(writer.stage / ITEMS)
             manifest = writer.commit(
                 fresh=True,
                 embedder=_embedder_ref(self.embedder, self.out),
                 catalog=self.ref(),
                 embedder_dim=self.embedder.dim,
-                group_by=ITEM if counts.is_grouped else None,
+                group_by=ITEM if run.counts().is_grouped else None,
                 **ann,
             )
             # while our shards are there no other build begins, whose first thumbnails nothing names yet
             remove_unused(self.out, sorted(self.out.glob(f"generation-*/{ITEMS}")))
             remove_finished(self.out, manifest.generation_in(self.out))
-            return replace(
-                built,
-                manifest=manifest,
-                encoded=counts.encoded,
-                encoded_elsewhere=max(0, counts.encoded - run.encoded_here),
-                reused=counts.reused,
-                removed=removed,
-                rejected=assembled.rejected,
-                duplicates=assembled.duplicates,
-                skips_duplicates=self.near_duplicates == "skip",
-            )
+            return Built(manifest=manifest, removed=removed, **taken)
 
     def _current(self) -> list[Path]:
         """The current generation of the index in `out`, if there is one that this embedder made, and it is sound."""

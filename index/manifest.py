@@ -120,8 +120,8 @@ class EmbedderRef(_Checked):
 class CatalogRef(_Checked):
     """The catalogue, `path` relative to the index folder; `text` is the column or template, None the default.
 
-    `options` are the other arguments of `fanoise.catalog.read_catalog` that differ from their defaults, and `vectors`,
-    the column that the vectors were taken from, where there is one.
+    `options` are the other arguments of `fanoise.catalog.read_catalog` that differ from their defaults; `vectors`, the
+    column that the vectors were taken from, where there is one; and `near_duplicates`, if they were looked for.
     """
 
     name: str

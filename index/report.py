@@ -10,6 +10,7 @@ import pyarrow.parquet as pq
 from fanoise.errors import printable as _plain
 from index.build import Built
 from index.encoding.assemble import DUPLICATE_OF
+from index.encoding.intake import Taken
 from index.encoding.rejects import Kind, Reject, kinds_of
 from index.held_out import SAMPLED_ROWS
 from index.items import field_names
@@ -26,19 +27,8 @@ def describe_build(folder: Path, built: Built, seconds: float) -> str:
     manifest = built.manifest
     assert manifest is not None, "other processes are still at work on it"
     lines = [f"Indexed {_count(manifest.live, 'item')} in {seconds:.1f} s: {folder}"]
-    counts = f"Encoded {built.encoded:,}"
-    counts += f" ({built.encoded_elsewhere:,} before, or by other processes)" * bool(built.encoded_elsewhere)
-    counts += f", copied {built.reused:,} that were known" * bool(built.reused)
-    lines.append(counts + f"; {built.removed:,} of the index before are no more" * bool(built.removed))
-    if built.seconds and built.model_seconds:
-        share = f"{built.model_seconds / built.seconds:.0%}"
-        lines.append(f"Encoding took {built.seconds:.1f} s here, {share} of it in the model")
-    if built.deaths:
-        processes = "1 worker process" if built.deaths == 1 else f"{built.deaths:,} worker processes"
-        lines.append(f"{processes} died or stalled; a row that one did so at alone is among the rejected ones")
-    if built.duplicates:
-        where = "rejected" if built.skips_duplicates else f"named in the field {DUPLICATE_OF}"
-        lines.append(f"Near-duplicates of images: {built.duplicates:,}, {where}")
+    first, *more = _taken(built)
+    lines += [first + f"; {built.removed:,} of the index before are no more" * bool(built.removed), *more]
     if manifest.rejected:
         ledger = manifest.generation_in(folder) / REJECTS
         lines.append(f"Rejected {_count(manifest.rejected, 'row')}, listed in {ledger}:")
@@ -46,6 +36,26 @@ def describe_build(folder: Path, built: Built, seconds: float) -> str:
     if manifest.curve:
         lines += describe_tuning(manifest)
     return "\n".join(lines)
+
+
+def _taken(taken: Taken) -> Iterator[str]:
+    """What became of the rows of a catalogue."""
+    counts = f"Encoded {taken.encoded:,}"
+    counts += f" ({taken.encoded_elsewhere:,} before, or by other processes)" * bool(taken.encoded_elsewhere)
+    yield counts + f", copied {taken.reused:,} that were known" * bool(taken.reused)
+    if taken.seconds and taken.model_seconds:
+        share = f"{taken.model_seconds / taken.seconds:.0%}"
+        yield f"Encoding took {taken.seconds:.1f} s here, {share} of it in the model"
+    if taken.deaths:
+        processes = "1 worker process" if taken.deaths == 1 else f"{taken.deaths:,} worker processes"
+        yield f"{processes} died or stalled; a row that one did so at alone is among the rejected ones"
+    if taken.passed_over:
+        files = _count(sum(taken.passed_over.values()), "file")
+        kinds = ", ".join(f"{count:,} × {_plain(suffix) or 'no suffix'}" for suffix, count in taken.passed_over.items())
+        yield f"Passed over {files} of no kind that is read: {kinds}"
+    if taken.duplicates:
+        where = "rejected" if taken.skips_duplicates else f"named in the field {DUPLICATE_OF}"
+        yield f"Near-duplicates of images: {taken.duplicates:,}, {where}"
 
 
 def _reasons(kinds: Sequence[Kind]) -> list[str]:
@@ -73,6 +83,8 @@ def describe_change(folder: Path, command: str, change: Change, seconds: float) 
     lines = [
         f"{done} in {seconds:.1f} s: {folder} holds {_count(manifest.live, 'item')}, generation {manifest.generation}"
     ]
+    if command in ("add", "update"):
+        lines += _taken(change)
     if change.rejected:
         ledger = manifest.generation_in(folder) / REJECTS
         lines.append(f"Rejected {_count(change.rejected, 'row')}, listed at the end of {ledger}:")

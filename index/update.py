@@ -21,7 +21,8 @@ import pyarrow.parquet as pq
 from fanoise.catalog import Item
 from fanoise.errors import ArtifactError, CatalogError, InputError
 from index.ann import Queries, tune_and_measure, write_ann
-from index.encoding.intake import Intake, check_apart
+from index.encoding.earlier import write_earlier
+from index.encoding.intake import Intake, Taken, check_apart
 from index.encoding.plan import remove_finished
 from index.encoding.rejects import Reject
 from index.encoding.shard import ITEM, is_one_of_several
@@ -49,13 +50,13 @@ if TYPE_CHECKING:
 
 Existing = Literal["refuse", "replace", "require"]
 
-_NEW = "new"
+_NEW, _EARLIER = "new", "earlier"
 _LEAST_LOSS = 0.01
 """Of neighbours found, after rows were added, from which on the index is tuned again."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Change:
+class Change(Taken):
     """What a command did to an index; `manifest` is the current one, an older one where there was nothing to do."""
 
     manifest: Manifest
@@ -63,7 +64,6 @@ class Change:
     """Rows that are new, those that replace others among them."""
     deleted: int = 0
     """Rows that are gone, those that were replaced among them."""
-    rejected: int = 0
     notes: list[str] = field(default_factory=list)
     """What became of fields, and is easily overlooked."""
 
@@ -79,8 +79,8 @@ def add_items(
             `require` them, so that rows are replaced and none is new. In an index that groups several rows to an item,
             a row is known if its item is, and new rows replace all rows of their item. A row that is rejected replaces
             nothing. The first rows that are several images of an item make an index one that groups them.
-        options: fields of `Intake`. `text`, `image`, `images` and `vectors` are by default, and where None, as in the
-            build (`vectors` of "" encodes the rows); `allow_outside` and `allow_urls` are not.
+        options: fields of `Intake`. `text`, `image`, `images`, `vectors` and `near_duplicates` are by default, and
+            where None, as in the build (`vectors` of "" encodes the rows); `allow_outside` and `allow_urls` are not.
     Raises: InputError for ids that are in the index, or not; CatalogError for a bad catalogue; ArtifactError for
         another embedder or a damaged index. Nothing is changed then.
     """
@@ -92,32 +92,41 @@ def add_items(
         old.check_embedder(writer.folder, embedder)
         given = {name: value for name, value in options.items() if value is not None}
         intake = Intake(embedder=embedder, catalog=catalog, out=writer.folder, **(_as_built(writer) | given))
-        current = _Current(writer)
-        remove_finished(writer.folder, current.folder)
-        count = _check_names(intake, existing, current)
-        with intake.planned() as (plan, claims):
-            run = intake.encode(plan, claims, known=[current.folder], total=count)
-            if run.missing():
-                raise InputError(f"{writer.folder} is being built from the same catalogue; wait for that to end")
-            new = writer.stage / _NEW
-            new.mkdir()
-            intake.assemble(run.shards(), new)
-            added = read_items(new / ITEMS)
-            names = _names(added, old.group_by)
-            replaced = np.empty(0, np.int64) if existing == "refuse" else current.rows_named(names)
-            rejected = _merge_ledgers(current.folder / REJECTS, new / REJECTS, writer.stage / REJECTS, names)
-            ann = _join(writer, current, new, added, replaced, lambda: text_queries(embedder, None, writer.stage))
-            shutil.rmtree(new)
-            ref = intake.ref()
-            group_by = old.group_by
-            if group_by is None and ITEM not in field_names(current.table) and any(_items_of_several(added)):
-                group_by = ITEM
-            notes = _narrowed(current.table.schema, pq.read_schema(writer.stage / ITEMS))
-            plan.mark_assembled(writer.stage / ITEMS, added=True)
-            manifest = writer.commit(**ann, group_by=group_by, added=[*(r for r in old.added if r != ref), ref])
-            remove_finished(writer.folder, manifest.generation_in(writer.folder))
-            sweep_thumbnails(writer.folder)
-        return Change(manifest=manifest, added=len(added), deleted=len(replaced), rejected=rejected, notes=notes)
+        return _add(writer, intake, existing)
+
+
+def _add(writer: Writer, intake: Intake, existing: Existing) -> Change:
+    current, old = _Current(writer), writer.manifest
+    assert old is not None
+    remove_finished(writer.folder, current.folder)
+    asked = _check_names(intake, existing, current)
+    with intake.planned() as (plan, claims):
+        run = intake.encode(plan, claims, known=[current.folder], total=len(asked))
+        if run.missing():
+            raise InputError(f"{writer.folder} is being built from the same catalogue; wait for that to end")
+        new = writer.stage / _NEW
+        new.mkdir()
+        assembled = intake.assemble(run.shards(), new, earlier=_write_earlier(writer, intake, current, asked))
+        added = read_items(new / ITEMS)
+        names = _names(added, old.group_by)
+        replaced = current.rows_named(names)
+        if existing == "refuse" and len(replaced):
+            raise InputError(f"{intake.catalog}: rows that are in the index could not be read before, and can be now")
+        _merge_ledgers(current.folder / REJECTS, new / REJECTS, writer.stage / REJECTS, names)
+        ann = _join(writer, current, new, added, replaced, lambda: text_queries(intake.embedder, None, writer.stage))
+        shutil.rmtree(new)
+        shutil.rmtree(writer.stage / _EARLIER, ignore_errors=True)
+        ref = intake.ref()
+        group_by = old.group_by
+        if group_by is None and ITEM not in field_names(current.table) and any(_items_of_several(added)):
+            group_by = ITEM
+        notes = _narrowed(current.table.schema, pq.read_schema(writer.stage / ITEMS))
+        plan.mark_assembled(writer.stage / ITEMS, added=True)
+        manifest = writer.commit(**ann, group_by=group_by, added=[*(r for r in old.added if r != ref), ref])
+        taken = intake.taken(run, assembled)
+        remove_finished(writer.folder, manifest.generation_in(writer.folder))
+        sweep_thumbnails(writer.folder)
+    return Change(manifest=manifest, added=len(added), deleted=len(replaced), notes=notes, **taken)
 
 
 def _as_built(writer: Writer) -> dict[str, Any]:
@@ -125,22 +134,41 @@ def _as_built(writer: Writer) -> dict[str, Any]:
     assert writer.manifest is not None
     old, options = writer.manifest, writer.manifest.catalog.options
     fields = {"text": old.catalog.text, "dim": old.dim, "precision": old.precision}
-    fields |= {name: options[name] for name in ("image", "vectors") if name in options}
+    fields |= {name: options[name] for name in ("image", "vectors", "near_duplicates") if name in options}
     return fields | ({"images": writer.folder / options["images"]} if "images" in options else {})
 
 
-def _check_names(intake: Intake, existing: Existing, current: "_Current") -> int:
-    """How many rows the catalogue has. Read once before encoding: ids that cannot be taken are found in seconds."""
+def _check_names(intake: Intake, existing: Existing, current: "_Current") -> list[tuple[str, str]]:
+    """Id and group of all rows. Read once before encoding: ids that cannot be taken are found in seconds."""
     text = current.manifest.catalog.text
+    names_of = partial(_names_of, group_by=current.manifest.group_by)
     try:
-        rows = list(map(partial(_names_of, group_by=current.manifest.group_by), intake.rows()))
+        asked = [names for names in map(names_of, intake.rows()) if names is not None]
     except CatalogError as error:
         if text is None or text != intake.text:
             raise
         raise CatalogError(f"{error} (read as the index was built, with --text {text!r})") from error
-    asked = [names for names in rows if names is not None]
-    _check_existing(existing, asked, current.known({name for names in asked for name in names}), intake.catalog)
-    return len(rows)
+    known = current.known({name for names in asked for name in names})
+    odd = set(_odd(existing, asked, known))
+    # a row that is going to be rejected does no harm
+    if odd and (first := intake.first_admitted(row for row in intake.rows() if names_of(row) in odd)) is not None:
+        names = names_of(first)
+        assert names is not None
+        raise _refusal(existing, len(odd), names, known, intake.catalog)
+    return asked
+
+
+def _write_earlier(
+    writer: Writer, intake: Intake, current: "_Current", asked: Sequence[tuple[str, str]]
+) -> Path | None:
+    """A folder of the live rows that none of the asked ones replaces, if near-duplicates are looked for."""
+    if intake.near_duplicates == "off":
+        return None
+    kept = current.live.copy()
+    kept[current.rows_named({name for names in asked for name in names})] = False
+    folder = writer.stage / _EARLIER
+    write_earlier(folder, current.table.filter(pa.array(kept)), index=writer.folder, progress=intake.progress)
+    return folder
 
 
 def delete_items(
@@ -297,19 +325,21 @@ def _narrowed(before: pa.Schema, after: pa.Schema) -> list[str]:
     ]
 
 
-def _check_existing(existing: Existing, asked: Sequence[tuple[str, str]], known: set[str], catalog: Path) -> None:
+def _odd(existing: Existing, asked: Sequence[tuple[str, str]], known: set[str]) -> list[tuple[str, str]]:
+    """The rows that cannot be taken."""
     if existing == "refuse":  # other rows of a known item, too: an item changes as a whole
-        odd = [names for names in asked if not known.isdisjoint(names)]
+        return [names for names in asked if not known.isdisjoint(names)]
+    return [names for names in asked if known.isdisjoint(names)] if existing == "require" else []
+
+
+def _refusal(existing: Existing, count: int, names: tuple[str, str], known: set[str], catalog: Path) -> InputError:
+    if existing == "refuse":
         what, remedy = "already", "replace those rows by `index update` or --replace, or give the new ones other ids"
-    elif existing == "require":
-        odd = [names for names in asked if known.isdisjoint(names)]
-        what, remedy = "not", "to add them as well, use `index add --replace`"
     else:
-        return
-    if odd:
-        id, group = odd[0]
-        example = repr(id) if id == group or id in known else f"{id!r} of item {group!r}"
-        raise InputError(f"ids of {catalog} are {what} in the index ({len(odd)}, for example {example}); {remedy}")
+        what, remedy = "not", "to add them as well, use `index add --replace`"
+    id, group = names
+    example = repr(id) if id == group or id in known else f"{id!r} of item {group!r}"
+    return InputError(f"ids of {catalog} are {what} in the index ({count}, for example {example}); {remedy}")
 
 
 def _join(
@@ -335,13 +365,12 @@ def _join(
     return tune_and_measure(ann, joined, recall=recall, queries=queries)
 
 
-def _merge_ledgers(old: Path, new: Path, target: Path, indexed: set[str]) -> int:
-    """The old rejects but those that are indexed now or rejected again, then the new ones; returns their number."""
+def _merge_ledgers(old: Path, new: Path, target: Path, indexed: set[str]) -> None:
+    """The old rejects but those that are indexed now or rejected again, then the new ones."""
     again, before = _read_ledger(new), _read_ledger(old)
     settled = indexed | {id for id, _ in again}
     kept = [line for id, line in before if id not in settled]
     target.write_text("".join([*kept, *(line for _, line in again)]), encoding="utf-8")
-    return len(again)
 
 
 def _read_ledger(path: Path) -> list[tuple[str, str]]:

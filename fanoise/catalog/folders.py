@@ -53,6 +53,8 @@ def walk(folder: Path, suffixes: frozenset[str], reject: Rejects) -> Iterator[Pa
                 yield Path(entry.path)
             else:
                 reject(_relative(entry, folder), entry.path, "not a file, or a link that leads nowhere")
+        elif not entry.name.startswith("."):
+            reject.pass_over(entry.name)
 
 
 def entries(folder: Path, reject: Rejects) -> Iterator[os.DirEntry[str]]:

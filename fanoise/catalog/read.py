@@ -13,7 +13,7 @@ from fanoise.catalog.huggingface import count_dataset_rows, is_dataset, read_dat
 from fanoise.catalog.item import Item
 from fanoise.catalog.patterns import is_pattern, pattern_files, pattern_root
 from fanoise.catalog.pdf import PDF_SUFFIX
-from fanoise.catalog.rejects import OnReject, Rejects
+from fanoise.catalog.rejects import OnOther, OnReject, Rejects
 from fanoise.catalog.tables import TABLE_SUFFIXES, count_parquet_rows, read_tables
 from fanoise.catalog.webdataset import SAMPLE_COLUMNS, TAR_SUFFIX, read_shards
 from fanoise.errors import CatalogError
@@ -33,6 +33,7 @@ def read_catalog(
     allow_outside: bool = False,
     allow_urls: bool = False,
     on_reject: OnReject | None = None,
+    on_other: OnOther | None = None,
 ) -> Iterator[Item]:
     """Yield the catalogue's items in order. No image is opened, fetched or drawn here.
 
@@ -57,6 +58,8 @@ def read_catalog(
         on_reject: called with id, path and reason of a row that is left out, after which reading goes on; without it
             the first one is an error. Such faults are: no text and no image, an image cell that is no image or may not
             be read, a PDF document or a tar that is damaged, a link in a folder that leads nowhere or to a folder.
+        on_other: called with the name of each file in a folder, hidden ones left aside, and of each member of a tar's
+            samples, that is passed over, being of no kind that is read.
     Every other column becomes a field, but for binary ones. Rows without an `id` are numbered from 1.
     Memory: as long as the ids are not row numbers or file names, about 80 bytes an item, to find duplicates.
     Raises: CatalogError for what is wrong with the whole: missing, empty, of an unknown kind, not UTF-8, a broken
@@ -66,7 +69,7 @@ def read_catalog(
     columns = Columns.of(text, image)
     root = catalog_root(path)
     cells = ImageCells(root if images is None else images, allow_outside=allow_outside, allow_urls=allow_urls)
-    reject = Rejects(root, on_reject)
+    reject = Rejects(root, on_reject, on_other)
     source = _open(path, reject)
     seen: set[int] | None = None if source.has_ids is False else set()
     is_first = True

@@ -9,6 +9,9 @@ from fanoise.errors import CatalogError
 OnReject = Callable[[str, str, str], None]
 """Called with id, path and reason of a row that is left out."""
 
+OnOther = Callable[[str], object]
+"""Called with the name of a file that is not read, and is no fault either."""
+
 
 class Fault(Exception):
     """Something wrong with one row; `source` is the image at fault as the row names it, None if it is not one."""
@@ -19,10 +22,11 @@ class Fault(Exception):
 
 
 class Rejects:
-    """Passes a fault on, or raises it as a CatalogError when nobody listens."""
+    """Passes a fault on, or raises it as a CatalogError when nobody listens; and names what is passed over."""
 
-    def __init__(self, root: Path, on_reject: OnReject | None) -> None:
+    def __init__(self, root: Path, on_reject: OnReject | None, on_other: OnOther | None = None) -> None:
         self._root, self._on_reject = root, on_reject
+        self.pass_over: OnOther = on_other or (lambda name: None)
         self.count = 0
 
     def __call__(self, id: str, path: object, reason: str, *, place: str | None = None) -> None:

@@ -124,6 +124,8 @@ def _row(path: Path, id: str, members: list[list[Any]], reject: Rejects) -> dict
         if kind in OTHER_IMAGE_SUFFIXES:
             others.append((kind, member))
         if not is_image and suffix not in ("json", *_TEXTS):
+            if kind not in OTHER_IMAGE_SUFFIXES:
+                reject.pass_over(f"{id}.{suffix}")
             continue
         if isinstance(member, str):
             reject(id, f"{path}/{member}", "a link or special file; store the file itself")

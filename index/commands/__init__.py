@@ -2,7 +2,7 @@
 
 import argparse
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 EXIT_CODES = "exit status: 0 done; 1 it ran and the answer is no (verify found a fault); 2 bad input, said in one line"
 
@@ -77,7 +77,7 @@ def add_catalog_options(parser: Parser, *, defaults: str) -> None:
 
 
 def add_reading_options(parser: Parser, *, defaults: str) -> argparse._ArgumentGroup:
-    """Where a catalogue's images may be; `defaults` ends the help of --images."""
+    """Where a catalogue's images may be; `defaults` ends the help of --images and --near-duplicates."""
     group = parser.add_argument_group("images of the catalogue")
     group.add_argument(
         "--images",
@@ -86,6 +86,38 @@ def add_reading_options(parser: Parser, *, defaults: str) -> argparse._ArgumentG
         help=f"where relative image paths start{defaults or ' (default: beside the catalogue)'}",
     )
     add_permission_options(group, "that folder")
+    group.add_argument(
+        "--near-duplicates",
+        choices=("off", "report", "skip"),
+        help="of images that are nearly the same: name the first in the field duplicate_of, or index only the first"
+        + (defaults or " (default: off)"),
+    )
+    return group
+
+
+def add_encoding_options(parser: Parser, description: str, *, defaults: str) -> argparse._ArgumentGroup:
+    """How rows become vectors; `defaults` ends the help of --vectors."""
+    group = parser.add_argument_group("encoding", description)
+    group.add_argument(
+        "--workers",
+        type=int,
+        metavar="N",
+        help="processes that open images and make batches; 0 for none (default: by the cores, up to 4)",
+    )
+    group.add_argument(
+        "--shard-rows", type=int, metavar="N", help="rows that are finished, and kept, together (default: 4096)"
+    )
+    group.add_argument(
+        "--vectors",
+        metavar="COLUMN",
+        help=f"column with the rows' vectors, made by the embedder; none is encoded then{defaults}",
+    )
+    group.add_argument(
+        "--max-rejects",
+        type=float,
+        metavar="SHARE",
+        help="change nothing if more than this share of rows is rejected, such as 0.05 (default: none)",
+    )
     return group
 
 
@@ -94,6 +126,10 @@ def add_permission_options(options: argparse._ActionsContainer, folder: str) -> 
     options.add_argument("--allow-urls", action="store_true", help="fetch images that are named by their URL")
 
 
-def image_columns(args: argparse.Namespace) -> str | list[str] | None:
-    """What --image names: a column, several, or none for the default."""
-    return args.image[0] if args.image and len(args.image) == 1 else args.image
+def intake_options(args: argparse.Namespace) -> dict[str, Any]:
+    """What the options above say, as fields of `index.encoding.intake.Intake`; without those that were not given."""
+    names = ("text", "images", "allow_outside", "allow_urls", "near_duplicates", "batch_size")
+    options = {name: getattr(args, name) for name in (*names, "workers", "shard_rows", "vectors", "max_rejects")}
+    options["image"] = args.image[0] if args.image and len(args.image) == 1 else args.image
+    options["progress"] = not args.no_progress
+    return {name: value for name, value in options.items() if value is not None}

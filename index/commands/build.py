@@ -12,8 +12,9 @@ from index.commands import (
     add_catalog_options,
     add_command,
     add_device_option,
+    add_encoding_options,
     add_reading_options,
-    image_columns,
+    intake_options,
 )
 from index.commands.tune import add_tuning_options
 
@@ -54,68 +55,42 @@ def add_build(commands: "Commands[Parser]") -> None:
         metavar="D",
         help="keep the first D dimensions of each vector, for an embedder trained for it (default: all)",
     )
-    _add_reading_options(parser)
+    add_reading_options(parser, defaults="")
     _add_encoding_options(parser)
     add_device_option(parser)
     parser.add_argument("--json", action="store_true", help="print the manifest and the counts instead of a summary")
     parser.set_defaults(run=_run_build)
 
 
-def _add_reading_options(parser: Parser) -> None:
-    group = add_reading_options(parser, defaults="")
-    group.add_argument(
-        "--near-duplicates",
-        choices=("report", "skip"),
-        help="of images that are nearly the same: name the first in the field duplicate_of, or index only the first",
-    )
-
-
 def _add_encoding_options(parser: Parser) -> None:
-    group = parser.add_argument_group(
-        "encoding",
+    group = add_encoding_options(
+        parser,
         "Killed at any moment, the same command goes on where it was. Rows that the index\n  in DIR holds already are "
         "copied from it, if text, image and embedder are the same.",
+        defaults="",
     )
     again = group.add_mutually_exclusive_group()
     again.add_argument("--resume", action="store_true", help="go on with what was broken off (the default)")
     again.add_argument("--fresh", action="store_true", help="encode every row again, whatever is known of it")
-    group.add_argument(
-        "--workers",
-        type=int,
-        metavar="N",
-        help="processes that open images and make batches; 0 for none (default: by the cores, up to 4)",
-    )
-    group.add_argument(
-        "--shard-rows", type=int, metavar="N", help="rows that are finished, and kept, together (default: 4096)"
-    )
     group.add_argument(
         "--shard-of",
         metavar="I/N",
         help="this is one of N processes that build the same index; the last one finishes it (default: as the "
         "launcher says: torchrun, accelerate, mpirun, srun)",
     )
-    group.add_argument(
-        "--vectors", metavar="COLUMN", help="column with the rows' vectors, made by the embedder; none is encoded then"
-    )
-    group.add_argument(
-        "--max-rejects",
-        type=float,
-        default=1.0,
-        metavar="SHARE",
-        help="no new index if more than this share of rows is rejected, such as 0.05 (default: none)",
-    )
 
 
 def _run_build(args: argparse.Namespace) -> int:
     from fanoise.embedder import Embedder
     from index.build import Build
-    from index.encoding.cut import SHARD_ROWS
     from index.encoding.launch import read_launch
     from index.tuning import RECALL
 
     start = time.perf_counter()
     launch = read_launch(args.shard_of)
     replaced = (args.out / "manifest.json").exists()
+    options = intake_options(args)
+    options["progress"] &= launch.rank == 0 or args.shard_of is not None
     built = Build(
         embedder=Embedder.from_pretrained(args.embedder, device=args.device or launch.device),
         catalog=args.catalog,
@@ -123,22 +98,11 @@ def _run_build(args: argparse.Namespace) -> int:
         factory=args.factory,
         recall=RECALL if args.recall is None else args.recall,
         tune_queries=args.tune_queries,
-        text=args.text,
-        image=image_columns(args) or "image",
-        images=args.images,
-        allow_outside=args.allow_outside,
-        allow_urls=args.allow_urls,
         precision=args.precision,
         dim=args.dim,
-        batch_size=args.batch_size,
-        workers=args.workers,
-        shard_rows=SHARD_ROWS if args.shard_rows is None else args.shard_rows,
         fresh=args.fresh,
         shared=launch.size > 1,
-        near_duplicates=args.near_duplicates,
-        vectors=args.vectors,
-        max_rejects=args.max_rejects,
-        progress=not args.no_progress and (launch.rank == 0 or args.shard_of is not None),
+        **options,
     ).run()
     if args.json:
         print(json.dumps(_to_json(built), indent=2))
@@ -150,7 +114,7 @@ def _run_build(args: argparse.Namespace) -> int:
 
 
 def _to_json(built: "Built") -> dict[str, Any]:
-    counts = {name: getattr(built, name) for name in ("encoded", "reused", "removed", "duplicates")}
+    counts = {name: getattr(built, name) for name in ("encoded", "reused", "removed", "duplicates", "passed_over")}
     return {"done": False} if built.manifest is None else built.manifest.to_dict() | counts
 
 

@@ -14,10 +14,11 @@ from index.commands import (
     add_catalog_options,
     add_command,
     add_device_option,
+    add_encoding_options,
     add_index_option,
     add_reading_options,
     add_where_option,
-    image_columns,
+    intake_options,
 )
 from index.where import parse_where
 
@@ -94,8 +95,11 @@ def _add_encoding_options(parser: Parser) -> None:
     add_index_option(parser)
     add_catalog_options(parser, defaults=_AS_BUILT)
     add_reading_options(parser, defaults=_AS_BUILT)
-    parser.add_argument(
-        "--vectors", metavar="COLUMN", help=f"column with the rows' vectors, '' to encode the rows{_AS_BUILT}"
+    add_encoding_options(
+        parser,
+        "Killed at any moment, the same command goes on where it was. Rows whose text and image\n  the index knows are "
+        "copied.",
+        defaults=f", '' encodes the rows{_AS_BUILT}",
     )
     parser.add_argument("--embedder", metavar="RUN", help="embedder to use (default: the one the index names)")
     add_device_option(parser)
@@ -120,14 +124,7 @@ def _run_add(args: argparse.Namespace) -> int:
         args.catalog,
         args.index,
         existing="require" if args.replace is None else "replace" if args.replace else "refuse",
-        text=args.text,
-        image=image_columns(args),
-        images=args.images,
-        allow_outside=args.allow_outside,
-        allow_urls=args.allow_urls,
-        vectors=args.vectors,
-        batch_size=args.batch_size,
-        progress=not args.no_progress,
+        **intake_options(args),
     )
     return _report(args, change, start)
 
@@ -164,7 +161,8 @@ def _report(args: argparse.Namespace, change: "Change", start: float) -> int:
     from index.report import describe_change
 
     if args.json:
-        counts = {"added": change.added, "deleted": change.deleted, "rejected": change.rejected, "notes": change.notes}
+        names = ("added", "deleted", "encoded", "reused", "rejected", "duplicates", "passed_over", "notes")
+        counts = {name: getattr(change, name) for name in names}
         print(json.dumps(counts | {"generation": change.manifest.generation, "live": change.manifest.live}))
     else:
         print(describe_change(args.index, args.command, change, time.perf_counter() - start))

@@ -49,6 +49,7 @@ def assemble(
     dim: int,
     precision: Precision,
     near_duplicates: NearDuplicates | None = None,
+    earlier: Path | None = None,
     max_rejects: float = 1.0,
     progress: bool = False,
 ) -> Assembled:
@@ -58,10 +59,12 @@ def assemble(
         index: the index folder, with the thumbnails.
         near_duplicates: name in the field `duplicate_of`, in place of one that the catalogue has, the first item that
             each is a near-duplicate of; or skip them, with a line in the ledger.
+        earlier: a folder of `write_earlier`, with rows that come before those of all shards.
         max_rejects: the share of rows above which nothing is made of them.
     Raises: CatalogError, with the reasons, if there is nothing to index or too much was rejected.
     """
-    firsts = _first_ids(shards, index, progress=progress) if near_duplicates else None
+    before = [] if earlier is None else [earlier]
+    firsts = _first_ids([*before, *shards], index, progress=progress)[len(before) :] if near_duplicates else None
     skips = near_duplicates == "skip"
     kept, rejected = [], 0
     (folder / REJECTS).write_bytes(b"")
@@ -89,7 +92,7 @@ def _first_ids(shards: Sequence[Path], index: Path, *, progress: bool) -> list[p
 
     Memory: some 460 bytes a row (443 MiB for a million pictures), and 80 MB of thumbnails.
     """
-    sizes = [len(VectorStore.open(shard / VECTORS)) for shard in shards]
+    sizes = [pq.read_metadata(shard / ITEMS).num_rows for shard in shards]
     digests = _column(shards, "thumbnail_sha256")
     with_image = np.flatnonzero(digests.is_valid().to_numpy(zero_copy_only=False))
     # rows with equal thumbnails need no comparing

@@ -53,8 +53,9 @@ def referenced_rows(ref: CatalogRef, index: Path, *, allow_outside: bool, allow_
     Raises: CatalogError for such a folder without it.
     """
     catalog = index / ref.path
-    reading: dict[str, Any] = {**ref.options, "allow_outside": allow_outside, "allow_urls": allow_urls}
-    reading.pop("vectors", None)
+    reading: dict[str, Any] = ref.options | {"allow_outside": allow_outside, "allow_urls": allow_urls}
+    for name in ("vectors", "near_duplicates"):  # which say what becomes of the rows
+        reading.pop(name, None)
     if "images" in reading:
         reading["images"] = index / reading["images"]
         if not allow_outside and not reading["images"].resolve().is_relative_to(catalog_root(catalog).resolve()):

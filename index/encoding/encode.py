@@ -126,6 +126,13 @@ class Encoder:
         finally:
             self._stopped = True
 
+    def admitted(self, shard: Shard) -> list[Item]:
+        """The rows that would go in, so far as that shows before the model sees them."""
+        encoded = EncodedShard(shard, self._options, root=self._root, embedder_dim=self._embedder.dim)
+        for part in self._workers.submit(list(encoded.contents().items())).result():
+            encoded.add(part, None)
+        return encoded.items
+
     def _tasks(self, shards: Iterable[Shard]) -> Iterator[_Task]:
         for shard, batches in _one_ahead(map(self._look_at, shards)):
             for rows in batches:

@@ -1,17 +1,18 @@
 """A catalogue on its way into an index: how it is read, and its rows as shards. For build, add and update alike."""
 
-from collections.abc import Iterator, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, get_args
+from typing import TYPE_CHECKING, Any, Literal
 
 from fanoise.catalog import Item, catalog_root
 from fanoise.catalog.patterns import is_pattern, pattern_root
 from fanoise.errors import CatalogError, InputError
-from index.encoding.assemble import Assembled, NearDuplicates, assemble
+from index.encoding.assemble import Assembled, assemble
 from index.encoding.claims import Claims
-from index.encoding.cut import SHARD_ROWS, catalog_rows
+from index.encoding.cut import SHARD_ROWS, catalog_rows, cut
 from index.encoding.encode import Encoder, settle_workers
 from index.encoding.known import KnownRows
 from index.encoding.plan import Plan, PlanFolder, catalog_state
@@ -24,6 +25,33 @@ from index.store import PRECISIONS, Precision
 
 if TYPE_CHECKING:
     from fanoise.embedder import Embedder
+
+_SUFFIXES = 9
+"""That files which are passed over are counted by."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Taken:
+    """What became of the rows, over all processes and all times that the command was broken off."""
+
+    encoded: int = 0
+    encoded_elsewhere: int = 0
+    """Of these, before the command was broken off, or by other processes."""
+    reused: int = 0
+    rejected: int = 0
+    duplicates: int = 0
+    """Near-duplicates, if they were looked for."""
+    skips_duplicates: bool = False
+    """Whether near-duplicates are among the rejected rows; else a field names the first of each."""
+    seconds: float = 0.0
+    """That this process spent on encoding."""
+    model_seconds: float = 0.0
+    """That this process spent in the model."""
+    deaths: int = 0
+    """Worker processes that died and were replaced."""
+    passed_over: Mapping[str, int] = field(default_factory=dict)
+    """Files of a folder, and members of tars, of no kind that is read, by suffix, the most frequent first; "" are those
+    without one, `other` those of rarer ones."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,7 +84,7 @@ class Intake:
     """Processes that open images and make batches of them; 0 does it in this one, none chooses by the cores."""
     shard_rows: int = SHARD_ROWS
     """Catalogue rows that are finished, and kept, together."""
-    near_duplicates: NearDuplicates | None = None
+    near_duplicates: Literal["off", "report", "skip"] = "off"
     """`report` images that are nearly the same in the field `duplicate_of`, or `skip` all but the first."""
     max_rejects: float = 1.0
     """The share of rows that may be rejected; above it the index is left as it was."""
@@ -76,10 +104,8 @@ class Intake:
                 f"dim must be from 1 to {self.embedder.dim}, the dimension of embedder {self.embedder.name!r}, "
                 f"got {self.dim}"
             )
-        if self.near_duplicates not in (None, *get_args(NearDuplicates)):
-            raise InputError(
-                f"near_duplicates must be {' or '.join(get_args(NearDuplicates))}, got {self.near_duplicates!r}"
-            )
+        if self.near_duplicates not in ("off", "report", "skip"):
+            raise InputError(f"near_duplicates must be off, report or skip, got {self.near_duplicates!r}")
         if not 0 <= self.max_rejects <= 1:
             raise InputError(f"max_rejects must be from 0 to 1, got {self.max_rejects}")
 
@@ -93,16 +119,25 @@ class Intake:
         return ShardOptions(
             dim=self.embedder.dim if self.dim is None else self.dim,
             precision=self.precision,
-            signatures=self.near_duplicates is not None,
+            signatures=self.near_duplicates != "off",
             vectors=self.vectors,
         )
 
-    def rows(self) -> Iterator[Item | Reject]:
-        return catalog_rows(self.catalog, **self.reading)
+    def rows(self, on_other: Callable[[str], object] | None = None) -> Iterator[Item | Reject]:
+        return catalog_rows(self.catalog, **self.reading, on_other=on_other)
 
     def ref(self) -> CatalogRef:
         """The catalogue as the manifest names it."""
-        return catalog_ref(self.catalog, self.out, **self.reading, vectors=self.vectors)
+        others = {"vectors": self.vectors, "near_duplicates": self.near_duplicates}
+        return catalog_ref(self.catalog, self.out, **self.reading, **others)
+
+    def first_admitted(self, rows: Iterable[Item | Reject]) -> Item | None:
+        """The first of these rows that would not be rejected, so far as that shows without the model, if any."""
+        with self._encoder(1, None) as encoder:  # a picture may end the process that opens it
+            for shard in cut(rows, self.batch_size):
+                if items := encoder.admitted(shard):
+                    return items[0]
+        return None
 
     @contextmanager
     def planned(self, *, fresh: bool = False) -> Iterator[tuple[PlanFolder, Claims]]:
@@ -119,7 +154,7 @@ class Intake:
             shard_rows=self.shard_rows,
             options=self.shard_options,
         )
-        folder = PlanFolder(self.out, plan)
+        folder = PlanFolder(self.out, plan, catalog_root(self.catalog))
         with folder.open(fresh=fresh) as claims:
             try:
                 yield folder, claims
@@ -141,7 +176,8 @@ class Intake:
         with Progress(self.catalog.name, total, shown=self.progress) as progress:
             run = ShardRun(folder, claims, shard_rows=self.shard_rows, progress=progress)
             while True:
-                workers, rows = settle_workers(self.workers, self.rows())
+                run.passed_over.clear()
+                workers, rows = settle_workers(self.workers, self.rows(run.pass_over))
                 with self._encoder(workers, None if known is None else [*known, *folder.earlier_shards()]) as encoder:
                     run.encode(encoder, rows)
                 if catalog_state(self.catalog) != folder.plan.catalog:
@@ -152,8 +188,8 @@ class Intake:
                 if not run.missing() or run.is_left_to_others():
                     return run
 
-    def assemble(self, shards: Sequence[Path], folder: Path) -> Assembled:
-        """The finished shards as files in `folder`. Raises CatalogError where too much was rejected."""
+    def assemble(self, shards: Sequence[Path], folder: Path, *, earlier: Path | None = None) -> Assembled:
+        """The finished shards as files in `folder`. Other arguments and errors are those of `assemble`."""
         options = self.shard_options
         return assemble(
             shards,
@@ -161,10 +197,27 @@ class Intake:
             index=self.out,
             dim=options.dim,
             precision=options.precision,
-            near_duplicates=self.near_duplicates,
+            near_duplicates=None if self.near_duplicates == "off" else self.near_duplicates,
+            earlier=earlier,
             max_rejects=self.max_rejects,
             progress=self.progress,
         )
+
+    def taken(self, run: ShardRun, assembled: Assembled) -> dict[str, Any]:
+        """Fields of `Taken`."""
+        counts = run.counts()
+        return {
+            "encoded": counts.encoded,
+            "encoded_elsewhere": max(0, counts.encoded - run.encoded_here),
+            "reused": counts.reused,
+            "rejected": assembled.rejected,
+            "duplicates": assembled.duplicates,
+            "skips_duplicates": self.near_duplicates == "skip",
+            "seconds": run.seconds,
+            "model_seconds": run.model_seconds,
+            "deaths": run.deaths,
+            "passed_over": _shortened(run.passed_over),
+        }
 
     def _encoder(self, workers: int, known: Sequence[Path] | None) -> Encoder:
         options = self.shard_options
@@ -178,6 +231,12 @@ class Intake:
             root=catalog_root(self.catalog),
             known=rows,
         )
+
+
+def _shortened(counts: Counter[str]) -> dict[str, int]:
+    most = dict(counts.most_common(_SUFFIXES))
+    rest = counts.total() - sum(most.values())
+    return most | ({"other": rest} if rest else {})
 
 
 def check_apart(catalog: Path, folder: Path) -> None:
@@ -203,9 +262,9 @@ def catalog_ref(
     """A catalogue as the manifest of the index in `folder` names it.
 
     Args:
-        reading: goes to `read_catalog`, too, but for `vectors`, the column that the vectors are taken from.
+        reading: goes to `read_catalog`, too, but for `vectors` and `near_duplicates`, as in `Intake`.
     """
-    defaults = {"image": "image", "allow_outside": False, "allow_urls": False}
+    defaults = {"image": "image", "allow_outside": False, "allow_urls": False, "near_duplicates": "off"}
     options: Any = {
         name: list(value) if isinstance(value, tuple) else value
         for name, value in reading.items()

@@ -6,6 +6,7 @@ import os
 import shutil
 import socket
 from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, suppress
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
@@ -17,12 +18,13 @@ from fanoise.catalog.patterns import is_pattern, pattern_files
 from fanoise.errors import ArtifactError, InputError
 from fanoise.storage import staged_directory, write_atomic
 from index.encoding.claims import Claims, locked_plans
-from index.encoding.shard import ShardOptions
+from index.encoding.shard import ShardOptions, images_are_as_they_were
 from index.manifest import ENCODING, ITEMS, REJECTS, VECTORS, Manifest
 from index.store import VectorStore
 
-_VERSION = 2
+_VERSION = 3
 """To be raised with any change in what a shard holds."""
+_THREADS = 8
 _PLAN = "plan.json"
 _ASSEMBLED, _ADDED = "assembled", "added"
 _SHARD = "shard-"
@@ -58,8 +60,7 @@ def catalog_state(catalog: Path) -> list[Any]:
     """A catalogue's name, and a digest over names, sizes and times of all its files.
 
     Where it lies is not part of it, so that it can be moved, and be at different paths on different hosts; nor is what
-    a table's paths lead to. So a copy that keeps the times (`cp -p`) goes on with the shards of the original, pictures
-    included: whoever has changed those in between starts afresh.
+    a table's paths lead to, which `PlanFolder.open` looks at.
     """
     root, total, count = catalog_root(catalog), 0, 0
     for file in _files(catalog):
@@ -94,9 +95,14 @@ class PlanFolder:
     all before. Whatever else is done to the index meanwhile, the same command goes on with them.
     """
 
-    def __init__(self, index: Path, plan: Plan) -> None:
+    def __init__(self, index: Path, plan: Plan, root: Path | None = None) -> None:
+        """
+        Args:
+            root: folder of the catalogue; none leaves shards whose images were changed as they are.
+        """
         self.path = index / ENCODING / f"{plan.kin}-{plan.digest}"
         self.plan = plan
+        self._root = root
 
     def open(self, *, fresh: bool) -> Claims:
         """Make the folder, or go on with the one that is there, unless an index was made of its shards.
@@ -115,8 +121,7 @@ class PlanFolder:
                     if _remove_committed(index, _current(index)):
                         claims.close()
                         continue
-                    for number in self.done():
-                        self._reconsider(number, fresh=fresh)
+                    self._reconsider(fresh=fresh)
                 claims.join()
                 break
         if not (self.path / _PLAN).exists():
@@ -171,13 +176,23 @@ class PlanFolder:
             if not any(len(VectorStore.open(self.shard(number) / VECTORS)) for number in self.done()):
                 _remove(self.path, self.path.parent.parent)
 
-    def _reconsider(self, number: int, *, fresh: bool) -> None:
-        """Put a shard with rejects aside: what was wrong with them may be mended, and its good rows stay known."""
-        shard = self.shard(number)
+    def _reconsider(self, *, fresh: bool) -> None:
+        """Put shards with rejects aside, and those with images that were changed: their good rows stay known."""
+        numbers = self.done()
         if fresh:
-            shutil.rmtree(shard)
-        elif (shard / REJECTS).stat().st_size:
-            self.put_aside(number)
+            for number in numbers:
+                shutil.rmtree(self.shard(number))
+            return
+        with ThreadPoolExecutor(_THREADS) as threads:  # a look at a file on another host waits for an answer
+            for number, is_good in zip(numbers, threads.map(self._is_good, numbers), strict=True):
+                if not is_good:
+                    self.put_aside(number)
+
+    def _is_good(self, number: int) -> bool:
+        shard = self.shard(number)
+        if (shard / REJECTS).stat().st_size:  # what was wrong with them may be mended
+            return False
+        return self._root is None or images_are_as_they_were(shard, self._root)
 
     def _remove_others(self, *, all_of_them: bool) -> None:
         """Remove what other plans left, unless it is of use; make sure that nobody is at work on them."""

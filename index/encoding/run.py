@@ -1,10 +1,11 @@
 """All shards of a plan, by as many processes as work on it."""
 
 import json
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from contextlib import closing
 from dataclasses import asdict, dataclass
-from pathlib import Path
+from pathlib import Path, PurePath
 
 from fanoise.catalog import Item
 from fanoise.errors import CatalogError
@@ -54,6 +55,8 @@ class ShardRun:
         """how long of it its model was at work,"""
         self.deaths = 0
         """and how many of its workers have died."""
+        self.passed_over = Counter[str]()
+        """How many files of each suffix are not read, see `Taken`."""
 
     def encode(self, encoder: Encoder, rows: Iterable[Item | Reject]) -> None:
         """Encode all shards that are neither done nor claimed by another process."""
@@ -70,6 +73,9 @@ class ShardRun:
         self.seconds += encoder.seconds
         self.model_seconds += encoder.model_seconds
         self.deaths += encoder.deaths
+
+    def pass_over(self, name: str) -> None:
+        self.passed_over[PurePath(name).suffix.lower()] += 1
 
     def missing(self) -> list[int]:
         """Shards that are not done, after a pass over the catalogue."""

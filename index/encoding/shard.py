@@ -15,16 +15,20 @@ from index.encoding.lookup import Looked, batches
 from index.encoding.near_duplicates import SIGNATURE_BYTES
 from index.encoding.prepare import Facts, Prepared
 from index.encoding.rejects import Reject, write_rejects
-from index.items import ItemWriter, printable_text
+from index.items import ItemWriter, printable_text, read_parquet
 from index.manifest import ITEMS, REJECTS, VECTORS
-from index.store import Precision, VectorWriter, truncated
+from index.store import Precision, VectorWriter, load_array, truncated
 
 ITEM = "item"
 """Field that read_catalog gives the images of one row, by which hits are grouped."""
 SIGNATURES = "signatures.npy"
 """uint8 [n, SIGNATURE_BYTES] of a shard's items, zeros where there is no image."""
+FILES = "files.npy"
+"""int64 [n, 2] of a shard's items, the size and time in ns of the file that the image is, before it was read; -1 where
+it is none by itself."""
 Vectors = Mapping[int, np.ndarray]
 """Of positions in a shard: an embedding [E]."""
+_NO_FILE = [-1, -1]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,6 +49,27 @@ def is_one_of_several(id: str, item: Any) -> bool:
     return isinstance(item, str) and id.rpartition("#")[0] == item
 
 
+def images_are_as_they_were(shard: Path, root: Path) -> bool:
+    """Whether the images that a finished shard was made of have the sizes and times that they had then.
+
+    Args:
+        root: folder of the catalogue.
+    """
+    names = read_parquet(shard / ITEMS, columns=["image"])["image"].to_pylist()
+    states = load_array(shard / FILES).tolist()
+    return all(state == _NO_FILE or _state(root / name) == state for name, state in zip(names, states, strict=True))
+
+
+def _state(image: Any) -> list[int]:
+    if not isinstance(image, str | Path):
+        return _NO_FILE
+    try:
+        status = Path(image).stat()
+    except (OSError, ValueError):  # ValueError: a NUL byte in the name
+        return [0, 0]
+    return [status.st_size, status.st_mtime_ns]
+
+
 class EncodedShard:
     """A shard's rows with their results; complete when each row is known, encoded or rejected.
 
@@ -55,6 +80,7 @@ class EncodedShard:
         self.number, self.digest = shard.number, shard.digest
         self._options, self._root = options, root
         self._paths: dict[int, str | None] = {}
+        self._files: dict[int, list[int]] = {}
         self._items: dict[int, Item] = {}
         self._rejects: dict[int, Reject] = {}
         self._known: dict[int, KnownRow] = {}
@@ -81,6 +107,11 @@ class EncodedShard:
     @property
     def encoded(self) -> int:
         return len(self) - self.reused - self.rejected
+
+    @property
+    def items(self) -> list[Item]:
+        """The rows that are not rejected so far."""
+        return list(self._items.values())
 
     @property
     def is_grouped(self) -> bool:
@@ -115,7 +146,7 @@ class EncodedShard:
                 self._set_vector(position, vectors[position])
 
     def write(self, folder: Path) -> None:
-        """vectors.npy, items.parquet, rejects.jsonl and, if asked for, signatures.npy, in catalogue order."""
+        """All files, those of items in catalogue order; signatures.npy only if asked for."""
         positions = [position for position in range(len(self)) if position not in self._rejects]
         items = ItemWriter()
         for position in positions:
@@ -137,6 +168,8 @@ class EncodedShard:
                 else:
                     rows = [self._known[position].row for position in run]
                     copy_rows(store, rows, target, dim=self._options.dim, precision=self._options.precision)
+        files = np.array([self._files[position] for position in positions], np.int64).reshape(-1, 2)
+        np.save(folder / FILES, files, allow_pickle=False)
         write_rejects(folder / REJECTS, (reject for _, reject in sorted(self._rejects.items())))
         if self._options.signatures:
             blank = bytes(SIGNATURE_BYTES)
@@ -147,6 +180,7 @@ class EncodedShard:
     def _take(self, position: int, row: Item, embedder_dim: int) -> None:
         text = printable_text(row.text) if row.text else None
         item = replace(row, id=printable_text(row.id), text=text)
+        self._files[position] = _state(row.image)
         path = image_name(row.image, self._root)
         self._paths[position] = None if path is None else printable_text(path)
         self._items[position] = item

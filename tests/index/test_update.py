@@ -6,6 +6,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from PIL import Image
 
 import index.manifest
 from fanoise.catalog import read_catalog
@@ -101,6 +102,51 @@ def test_update_wants_ids_that_are_there(embedder, built, write):
     change = add_items(embedder, write("b.csv", [row("g7", "x")]), built, existing="require", progress=False)
     assert (change.added, change.deleted, change.manifest.live) == (1, 1, 40)
     assert state(built)["g7"][0] == "x"
+
+
+def test_only_rows_that_would_go_in_are_judged_by_their_ids(embedder, built, write):
+    broken = {"text": "", "image": "img/none.png"}
+    changed = [row("g7", "x"), row("n1", **broken), row("n2", "refused by the model")]
+    embedder.refuse = "refused by the model"
+    change = add_items(embedder, write("a.csv", changed), built, existing="require", workers=0, progress=False)
+    assert (change.added, change.deleted, change.rejected) == (1, 1, 2)
+    change = add_items(embedder, write("b.csv", [row("n3", "three"), row("g7", **broken)]), built, progress=False)
+    assert (change.added, change.deleted, change.rejected) == (1, 0, 1)
+    assert state(built)["g7"][0] == "x"
+    embedder.module.batches.clear()
+    with pytest.raises(InputError, match=r"not in the index \(3, for example 'n6'\)"):
+        rows = [row("n4", **broken), row("n5", "refused by the model"), row("n6", "six")]
+        add_items(embedder, write("c.csv", rows), built, existing="require", batch_size=2, progress=False)
+    assert embedder.module.batches == []
+
+
+def test_with_given_vectors_a_row_without_one_is_not_judged(embedder, tmp_path):
+    def catalog(name, **vectors):
+        rows = [{"id": id, "text": id, "emb": vector} for id, vector in vectors.items()]
+        (tmp_path / name).write_text("\n".join(map(json.dumps, rows)))
+        return tmp_path / name
+
+    one, other = np.eye(16)[0].tolist(), np.eye(16)[1].tolist()
+    folder = tmp_path / "index"
+    build_index(embedder, catalog("all.jsonl", a=one, b=one), folder, vectors="emb", progress=False)
+    update = {"existing": "require", "progress": False}
+    assert add_items(embedder, catalog("b.jsonl", a=other, c=None), folder, **update).rejected == 1
+    with pytest.raises(InputError, match="not in the index"):
+        add_items(embedder, catalog("c.jsonl", a=other, c=one), folder, **update)
+
+
+def test_a_picture_that_can_be_read_only_later_makes_no_second_item_of_its_id(embedder, built, write, monkeypatch):
+    catalog = write("a.csv", [row("g7", "", image="img/late.png"), row("n1", "one")])
+    encode = Intake.encode
+
+    def late(*args, **options):
+        draw(catalog.parent / "img" / "late.png", 9)
+        return encode(*args, **options)
+
+    monkeypatch.setattr(Intake, "encode", late)
+    with pytest.raises(InputError, match=r"rows that are in the index could not be read before, and can be now"):
+        add_items(embedder, catalog, built, progress=False)
+    assert Manifest.read(built).generation == 1
 
 
 def test_a_row_that_is_rejected_replaces_nothing(embedder, built, write):
@@ -554,6 +600,64 @@ def test_added_rows_take_their_vectors_from_the_column_of_the_build(embedder, tm
     assert embedder.module.batches == [1]
     faults = verify_index(folder, embedder=embedder, reencode=4)
     assert len(faults) == 3 and all("encoded again it has similarity" in fault for fault in faults)  # made up, but "d"
+
+
+@pytest.fixture
+def photos(embedder, tmp_path):
+    """An index of three photos, built with near-duplicates left out; and a writer of more photos."""
+    for i in range(3):
+        draw(tmp_path / "photos" / f"{i}.png", i)
+    folder = tmp_path / "index"
+    build_index(embedder, tmp_path / "photos", folder, near_duplicates="skip", progress=False)
+
+    def more(name, **numbers):
+        for id, number in numbers.items():
+            draw(tmp_path / name / f"{id}.png", number)
+            copy = Image.open(tmp_path / name / f"{id}.png").resize((180, 135), Image.Resampling.BILINEAR)
+            copy.save(tmp_path / name / f"{id}.png")
+        return tmp_path / name
+
+    return folder, more
+
+
+def test_near_duplicates_are_treated_as_in_the_build(embedder, photos):
+    folder, more = photos
+    change = add_items(embedder, more("b", copy=1, new=7, again=7), folder, progress=False)
+    assert (change.added, change.rejected, change.duplicates, change.skips_duplicates) == (1, 2, 2, True)
+    assert Index.open(folder).live_ids == ["0.png", "1.png", "2.png", "again.png"]
+    ledger = (Index.open(folder).generation_folder / "rejects.jsonl").read_text()
+    reasons = [json.loads(line)["reason"] for line in ledger.splitlines()]
+    assert sorted(reasons) == ["near-duplicate of '1.png'", "near-duplicate of 'again.png'"]
+    assert change.manifest.added[0].options == {"near_duplicates": "skip"}
+    assert verify_index(folder, embedder=embedder, reencode=9) == []
+    change = add_items(embedder, more("c", copy2=2), folder, near_duplicates="report", progress=False)
+    assert (change.added, change.duplicates, change.skips_duplicates) == (1, 1, False)
+    assert Index.open(folder).values("duplicate_of").to_pylist() == [None] * 4 + ["2.png"]
+    change = add_items(embedder, more("d", copy3=2), folder, near_duplicates="off", progress=False)
+    assert (change.added, change.duplicates) == (1, 0)
+
+
+def test_what_is_replaced_or_deleted_has_no_near_duplicates(embedder, photos):
+    folder, more = photos
+    delete_items(folder, ids=["1.png"])
+    change = add_items(embedder, more("b", **{"0": 0, "x": 1}), folder, existing="replace", progress=False)
+    assert (change.added, change.deleted, change.duplicates) == (2, 1, 0)
+    assert Index.open(folder).live_ids == ["2.png", "0.png", "x.png"]
+
+
+def test_a_picture_that_is_gone_is_no_duplicate_of_a_new_one(embedder, photos):
+    folder, more = photos
+    Index.open(folder).thumbnail(1).write_bytes(b"damaged")
+    change = add_items(embedder, more("b", copy=1, other=2), folder, progress=False)
+    assert (change.added, change.duplicates) == (1, 1)
+
+
+def test_too_many_rejects_change_nothing(embedder, built, write):
+    catalog = write("b.csv", [row("n1", "one"), row("n2", "", image="img/none.png")])
+    with pytest.raises(CatalogError, match=r"1 of 2 rows were rejected, more than the share of 0\.4"):
+        add_items(embedder, catalog, built, max_rejects=0.4, progress=False)
+    assert Manifest.read(built).generation == 1
+    assert add_items(embedder, catalog, built, max_rejects=0.5, progress=False).rejected == 1
 
 
 def test_a_field_that_becomes_text_is_said(embedder, tmp_path):

@@ -4,13 +4,15 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
 from fanoise.catalog import Item, PdfPage, read_catalog
 from fanoise.errors import CatalogError, ImageError
 from fanoise.images import FORMATS, open_image
-from tests.fanoise.catalog.files import png, raw, read, write
+from tests.fanoise.catalog.files import RED, png, raw, read, write
 
 
 def pdf(path: Path, pages: int = 1) -> Path:
@@ -191,3 +193,23 @@ def test_documents_can_be_named_by_a_pattern(tmp_path):
     assert rejects == ["2024/broken.pdf"]
     with pytest.raises(CatalogError, match=r"id 'c\.pdf#1' was already used"):
         list(read_catalog(tmp_path / "{c,c}.pdf"))
+
+
+def test_what_is_passed_over_is_named_and_what_is_a_fault_is_not(tmp_path):
+    raw(tmp_path / "a.png", png(RED))
+    for name in ("notes.txt", "sub/b.tga", "sub/no_suffix", "c.heic", ".hidden", ".git/d", "._a.png"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).touch()
+    passed, rejected = [], []
+    items = read_catalog(tmp_path, on_reject=lambda id, *_: rejected.append(id), on_other=passed.append)
+    assert [item.id for item in items] == ["a.png"]
+    assert (passed, rejected) == (["notes.txt", "b.tga", "no_suffix"], ["c.heic"])
+
+
+def test_beside_parts_of_a_table_other_files_are_passed_over(tmp_path):
+    for name in ("a.parquet", "b.parquet"):
+        pq.write_table(pa.table({"id": [name], "text": ["x"]}), tmp_path / name)
+    (tmp_path / "forgotten.csv").touch()
+    passed = []
+    assert len(list(read_catalog(tmp_path, on_other=passed.append))) == 2
+    assert passed == ["forgotten.csv"]

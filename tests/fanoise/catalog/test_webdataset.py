@@ -282,3 +282,12 @@ def test_a_member_is_read_from_its_place(tmp_path):
     path = raw(tmp_path / "a.tar", b"0123456789")
     assert TarMember(path, "x", offset=3, size=4).read() == b"3456"
     assert Item(image=TarMember(path, "x", 3, 4)).image == TarMember(path, "x", 3, 4)
+
+
+def test_members_that_are_passed_over_are_named(tmp_path):
+    members = {"1.jpg": png(RED), "1.tga": b"x", "1.cls": b"7", "2.txt": b"t", "2.npy": b"x", "2.heic": b"x"}
+    passed, rejected = [], []
+    path = tar(tmp_path / "a.tar", members)
+    items = read_catalog(path, on_reject=lambda id, *_: rejected.append(id), on_other=passed.append)
+    assert [item.id for item in items] == ["1"]
+    assert (passed, rejected) == (["1.tga", "2.npy"], ["2"])

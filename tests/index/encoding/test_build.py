@@ -2,6 +2,7 @@
 
 import io
 import json
+import os
 import random
 import signal
 import tarfile
@@ -196,6 +197,54 @@ def test_killed_right_after_the_commit_a_picture_that_is_changed_since_comes_in(
     draw(tmp_path / "pictures" / "4.png", 77)
     assert counts(build(split, catalog, tmp_path / "index", shard_rows=10, shared=shared)) == (1, 29, 0, 0)
     check(tmp_path / "index", catalog)
+
+
+@pytest.mark.parametrize("named", ["inside", "outside"])
+def test_a_picture_that_was_changed_after_its_shard_was_finished_comes_in(split, tmp_path, monkeypatch, named):
+    catalog = write_catalog(tmp_path / "c.jsonl", 40, images=15)
+    options = {"shard_rows": 10}
+    if named == "outside":
+        (tmp_path / "pictures").rename(tmp_path / "there")
+        text = catalog.read_text().replace("pictures/", f"{tmp_path}/there/")
+        catalog = tmp_path / "table" / "c.jsonl"
+        catalog.parent.mkdir()
+        catalog.write_text(text)
+        options["allow_outside"] = True
+
+    def stop(*args, **options):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(Intake, "assemble", stop)
+        build(split, catalog, tmp_path / "index", **options)
+    folder = tmp_path / ("pictures" if named == "inside" else "there")
+    draw(folder / "4.png", 400)
+    os.utime(folder / "12.png", ns=(0, 12345))  # another time, and the same picture
+    split.module.batches.clear()
+    built = build(split, catalog, tmp_path / "index", **options)
+    assert sum(split.module.batches) == 1
+    assert counts(built) == (20 + 1, 19, 0, 0)
+    index = Index.open(tmp_path / "index")
+    rows = list(read_catalog(catalog, allow_outside=True))
+    assert np.array_equal(index.vectors.rows(slice(None)), np.stack([vector_of(row) for row in rows]))
+
+
+def test_files_that_are_passed_over_are_counted(split, tmp_path):
+    folder = tmp_path / "photos"
+    for i in range(3):
+        draw(folder / "a" / f"{i}.png", i)
+    for name in ("a/x.txt", "y.TXT", "z.tga", "scan", ".hidden", "._0.png", ".git/config"):
+        (folder / name).parent.mkdir(exist_ok=True)
+        (folder / name).write_bytes(b"x")
+    built = build(split, folder, tmp_path / "index")
+    assert (built.encoded, built.passed_over) == (3, {".txt": 2, ".tga": 1, "": 1})
+    line = "Passed over 4 files of no kind that is read: 2 × .txt, 1 × no suffix, 1 × .tga"
+    assert line in describe_build(tmp_path / "index", built, 1.0).splitlines()
+    for i in range(20):
+        (folder / f"log.{i}").touch()
+    built = build(split, folder, tmp_path / "index")
+    assert len(built.passed_over) == 10 and sum(built.passed_over.values()) == 24
+    assert built.passed_over["other"] == 15 and next(iter(built.passed_over)) == ".txt"
 
 
 def write_tars(folder):
@@ -540,7 +589,7 @@ def test_build_index_says_when_others_finish_it(spawn, split, tmp_path):
     [
         ({"workers": -1}, "workers must be at least 0, got -1"),
         ({"shard_rows": 0}, "shard_rows must be at least 1"),
-        ({"near_duplicates": "drop"}, "near_duplicates must be report or skip, got 'drop'"),
+        ({"near_duplicates": "drop"}, "near_duplicates must be off, report or skip, got 'drop'"),
         ({"max_rejects": 1.5}, "max_rejects must be from 0 to 1, got 1.5"),
     ],
 )
