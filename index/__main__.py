@@ -43,7 +43,9 @@ def build_parser() -> Parser:
 def main(argv: Sequence[str] | None = None) -> int:
     args = build_parser().parse_args(argv)
     prepare_process()
-    with cli_errors(go_on="the same command goes on where it was" if args.command == "build" else ""):
+    with cli_errors(
+        go_on="the same command goes on where it was" if args.command in ("build", "add", "update") else ""
+    ):
         return int(args.run(args))
 
 

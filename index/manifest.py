@@ -11,7 +11,7 @@ Layout of an index folder, all of it relocatable, nothing pickled:
         rejects.jsonl    id, path, reason of every catalogue row that could not be indexed
         deleted.npy      int64, ascending: rows that are gone
     thumbnails/ab/<sha256>.jpg     by content, shared by all generations; their SHA-256 sit in items.parquet
-    encoding/            finished parts of a build that is not
+    encoding/            finished parts of a build, add or update that is not
     .lock                held by who changes the index
 """
 

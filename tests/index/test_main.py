@@ -313,3 +313,22 @@ def test_a_closed_stdin_names_no_ids(built, monkeypatch, capsys):
         main(["delete", "--index", str(built), "--ids-file", "-"])
     assert ended.value.code == 2
     assert "nothing says which items to delete" in capsys.readouterr().err
+
+
+def test_add_and_update_know_the_options_of_build_about_encoding(built, tmp_path, capsys, monkeypatch):
+    bad = tmp_path / "goods" / "bad.csv"
+    bad.write_text("id,text,image\ng1,again,\ng2,,img/none.png\n")
+    update = ["update", "--index", str(built), "--catalog", str(bad), "--no-progress", "--workers", "0"]
+    assert "more than the share of 0.4" in fails(capsys, *update, "--max-rejects", "0.4")
+    assert main([*update, "--max-rejects", "0.5", "--json"]) == 0
+    printed = json.loads(capsys.readouterr().out)
+    assert (printed["added"], printed["encoded"], printed["reused"], printed["rejected"]) == (1, 0, 1, 1)
+    photos = tmp_path / "photos"
+    for i in range(3):
+        draw(photos / f"{i}.png", i % 2)
+    (photos / "notes.txt").touch()
+    add = ["add", "--index", str(built), "--catalog", str(photos), "--no-progress"]
+    assert main([*add, "--near-duplicates", "skip", "--shard-rows", "2"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert "Near-duplicates of images: 2, rejected" in lines
+    assert "Passed over 1 file of no kind that is read: 1 × .txt" in lines
