@@ -161,7 +161,9 @@ def _report(args: argparse.Namespace, change: "Change", start: float) -> int:
     from index.report import describe_change
 
     if args.json:
-        names = ("added", "deleted", "encoded", "reused", "rejected", "duplicates", "passed_over", "notes")
+        names = ["added", "deleted", "rejected", "notes"]
+        if args.command in ("add", "update"):
+            names += ["encoded", "reused", "duplicates", "passed_over"]
         counts = {name: getattr(change, name) for name in names}
         print(json.dumps(counts | {"generation": change.manifest.generation, "live": change.manifest.live}))
     else:

@@ -150,13 +150,15 @@ def test_add_update_delete_compact_export(built, tmp_path, capsys):
     index = ("--index", str(built))
 
     assert main(["add", *index, "--catalog", str(folder / "new.csv"), "--embedder", "run", "--no-progress"]) == 0
-    first, second, third = capsys.readouterr().out.splitlines()
+    first, encoded, *_, second, third = capsys.readouterr().out.splitlines()
+    assert encoded == "Encoded 1"
     assert first.startswith("Added 1 item in ") and first.endswith(f"{built} holds 41 items, generation 2")
     assert second.startswith("Rejected 1 row, listed at the end of ") and second.endswith("rejects.jsonl:")
     assert third == "  1 × file not found, n2 (img/no.png)"
 
     assert main(["update", *index, "--catalog", str(folder / "changed.csv"), "--no-progress", "--json"]) == 0
     done = {"added": 2, "deleted": 2, "rejected": 0, "notes": [], "generation": 3, "live": 41}
+    done |= {"encoded": 2, "reused": 0, "duplicates": 0, "passed_over": {}}
     assert json.loads(capsys.readouterr().out) == done
     assert main(["add", *index, "--catalog", str(folder / "changed.csv"), "--replace", "--no-progress"]) == 0
     assert "Added 2 items, of which 2 replaced in " in capsys.readouterr().out
