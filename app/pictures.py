@@ -59,7 +59,7 @@ class _Images:
 
     def __init__(self, index: Index) -> None:
         self._index = index
-        self._names = index.item_table()["image"].combine_chunks()
+        self._names = index.item_table(["image"])["image"].combine_chunks()
         self._roots = list(_roots(index))
 
     def open(self, digest: str) -> Image.Image | None:

@@ -1,17 +1,20 @@
-"""Memory of building an index: a Parquet file of vectors in, an index folder out.
+"""Memory of an index: a Parquet file of vectors, and perhaps of much text, in; built, searched and changed.
 
-A child process builds; this one looks at it every 30 ms. What is counted:
+A child process does each command; this one looks at it every 30 ms. What is counted:
 
 private   anonymous memory of the child and of its workers (Pss_Anon: a page that a fork shares counts once): the
           interpreter, the libraries' data, the FAISS index, whatever is held of the rows. The system cannot drop it.
 mapped    pages of files that are mapped (RssFile of the child): code of the libraries, and `vectors.npy` as far as it
           has been read. The system drops them when it needs the room; not part of `private`.
+resident  the most that the child alone had of both at once, as the system itself notes it (VmHWM).
 
-The page cache of files that are read and written belongs to no process and is in neither. `start` is the private memory
-right before the build: interpreter, torch and FAISS, imported. The vectors are rows × dim × 4 bytes.
+The page cache of files that are read and written belongs to no process and is in none. `start` is the private memory
+right before the build: interpreter, torch and FAISS, imported. The vectors are rows × dim × 4 bytes. The text is random
+letters, in `text` and, as the catalogue's own column, in the fields; so `items.parquet` holds it twice.
 """
 
 import argparse
+import os
 import subprocess
 import sys
 import time
@@ -23,36 +26,51 @@ from tempfile import TemporaryDirectory
 from timing import show
 
 PHASES = ("start", "reading", "joining", "index.faiss", "committing")
+COMMANDS = ("search", "add", "delete", "compact", "export")
+_CATALOG = "vectors.parquet"
+_MORE = "more.parquet"
 _ROWS_AT_ONCE = 10_000
+_BYTES_AT_ONCE = 32 << 20
+_ADDED = 1000
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rows", type=int, default=1_000_000, help="vectors (default: %(default)s)")
     parser.add_argument("--dim", type=int, default=256, help="of each vector (default: %(default)s)")
+    parser.add_argument("--text", type=int, default=0, metavar="BYTES", help="of each row (default: a word)")
     parser.add_argument("--factory", nargs="+", default=["Flat"], help="an index each (default: Flat)")
     parser.add_argument("--precision", default="fp32", help="of the stored vectors (default: %(default)s)")
-    parser.add_argument("--folder", type=Path, help="where 3 to 4 times the vectors find room (default: as tempfile)")
-    parser.add_argument("--build", nargs=3, help=argparse.SUPPRESS)  # the child: catalogue, index folder, factory
+    parser.add_argument(
+        "--commands", nargs="+", default=[], choices=COMMANDS, help="run with each index, in this order (default: none)"
+    )
+    parser.add_argument("--folder", type=Path, help="where 3 to 4 times the rows find room (default: as tempfile)")
+    parser.add_argument("--child", nargs=4, help=argparse.SUPPRESS)  # command, folder of catalogues, index, factory
     options = parser.parse_args()
-    if options.build:
-        build(*options.build, options.dim, options.precision)
+    if options.child:
+        run(*options.child, options.dim, options.precision)
         return
 
-    size = options.rows * options.dim * 4
+    vectors, text = options.rows * options.dim * 4, options.rows * options.text
     with TemporaryDirectory(dir=options.folder) as name:
         folder = Path(name)
-        write_vectors(folder / "vectors.parquet", options.rows, options.dim)
-        rows = []
+        write_catalog(folder / _CATALOG, options.rows, options.dim, options.text)
+        write_catalog(folder / _MORE, _ADDED, options.dim, options.text, first=options.rows)
+        builds, changes = [], []
         for factory in options.factory:
-            peaks = watch(folder, factory, options)
-            private = max(peak.private for peak in peaks.values())
-            mapped = max(peak.mapped for peak in peaks.values())
+            peaks, resident = watch("build", folder, factory, options)
             by_phase = [f"{peaks[phase].private / 1e6:.0f}" if phase in peaks else "–" for phase in PHASES]
-            ratio = f"{private / size:.2f}×"
-            rows.append((factory, *by_phase, f"{private / 1e6:.0f}", ratio, f"{mapped / 1e6:.0f}"))
-    print(f"{options.rows:,} × {options.dim} at {options.precision}: vectors of {size / 1e6:.0f} MB; peaks in MB")
-    show(("factory", *PHASES, "private", "/ vectors", "mapped"), rows)
+            builds.append((factory, *by_phase, *highest(peaks, resident, vectors + text)))
+            for command in options.commands:
+                found = watch(command, folder, factory, options)
+                changes.append((command, factory, *highest(*found, vectors + text)))
+    what = f"vectors of {vectors / 1e6:.0f} MB, texts of {text / 1e6:.0f} MB"
+    print(f"{options.rows:,} × {options.dim} at {options.precision}: {what}; peaks in MB")
+    figures = ("private", "mapped", "resident", "/ rows")
+    show(("build", *PHASES, *figures), builds)
+    if changes:
+        print()
+        show(("command", "factory", *figures), changes)
 
 
 @dataclass
@@ -63,37 +81,50 @@ class Memory:
     mapped: int = 0
 
 
-def write_vectors(path: Path, count: int, dim: int) -> None:
+def highest(peaks: dict[str, Memory], resident: int, rows: int) -> tuple[str, ...]:
+    private, mapped = (max(getattr(peak, name) for peak in peaks.values()) for name in ("private", "mapped"))
+    return (*(f"{size / 1e6:.0f}" for size in (private, mapped, resident)), f"{resident / rows:.2f}×")
+
+
+def write_catalog(path: Path, count: int, dim: int, text: int, *, first: int = 0) -> None:
     import numpy as np
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    rng = np.random.default_rng(0)
+    rng = np.random.default_rng(first)
     schema = pa.schema([("id", pa.string()), ("text", pa.string()), ("vector", pa.list_(pa.float32(), dim))])
+    step = max(1, min(_ROWS_AT_ONCE, _BYTES_AT_ONCE // max(1, text)))
     with pq.ParquetWriter(path, schema) as writer:
-        for start in range(0, count, _ROWS_AT_ONCE):
-            rows = range(start, min(start + _ROWS_AT_ONCE, count))
+        for start in range(first, first + count, step):
+            rows = range(start, min(start + step, first + count))
             vectors = rng.normal(size=(len(rows), dim)).astype(np.float32)
             vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
             column = pa.FixedSizeListArray.from_arrays(pa.array(vectors.ravel()), dim)
             ids, texts = ([f"{word} {row}" for row in rows] for word in ("item", "text"))
+            if text:
+                letters = rng.integers(97, 123, size=(len(rows), text), dtype=np.uint8)
+                letters[:, ::8] = 32
+                texts = [line.tobytes().decode() for line in letters]
             writer.write_batch(pa.record_batch([pa.array(ids), pa.array(texts), column], schema=schema))
 
 
-def watch(folder: Path, factory: str, options: argparse.Namespace) -> dict[str, Memory]:
-    """Peaks of a build in a child process, by phase."""
+def watch(command: str, folder: Path, factory: str, options: argparse.Namespace) -> tuple[dict[str, Memory], int]:
+    """Peaks of a command in a child process: by phase if it is a build, else under its name; and its resident size."""
     out = folder / f"index-{factory}"
-    command = [sys.executable, __file__, "--dim", str(options.dim), "--precision", options.precision]
+    fixed = [sys.executable, __file__, "--dim", str(options.dim), "--precision", options.precision]
     peaks: dict[str, Memory] = {}
-    process = subprocess.Popen([*command, "--build", str(folder / "vectors.parquet"), str(out), factory])
-    while process.poll() is None:
-        peak = peaks.setdefault(phase_of(out), Memory())
+    process = subprocess.Popen([*fixed, "--child", command, str(folder), str(out), factory])
+    while True:
+        ended, status, usage = os.wait4(process.pid, os.WNOHANG)
+        if ended:
+            break
+        peak = peaks.setdefault(phase_of(out) if command == "build" else command, Memory())
         now = memory_of(process.pid)
         peak.private, peak.mapped = max(peak.private, now.private), max(peak.mapped, now.mapped)
         time.sleep(0.03)
-    if process.returncode:
-        sys.exit(process.returncode)
-    return peaks
+    if status:
+        sys.exit(f"{command} ended with status {os.waitstatus_to_exitcode(status)}")
+    return peaks, 1024 * usage.ru_maxrss
 
 
 def phase_of(out: Path) -> str:
@@ -121,28 +152,51 @@ def memory_of(pid: int) -> Memory:
     return total
 
 
-def build(catalog: str, out: str, factory: str, dim: int, precision: str) -> None:
+def run(command: str, folder: str, out: str, factory: str, dim: int, precision: str) -> None:
+    """What the child does."""
+    import numpy as np
+    import torch
+
     from index.build import Build
+    from index.export import export_index
+    from index.search import Index
+    from index.update import add_items, compact_index, delete_items
 
     class GivenVectors:
-        """Stands for the embedder that made the vectors; nothing is encoded."""
+        """Stands for the embedder that made the vectors; nothing but queries is encoded, and they are made up."""
 
         name = path = "given"
 
         def __init__(self) -> None:
-            self.dim = dim
+            self.dim, self.module = dim, torch.nn.Module()
             self.noise: dict[str, object] = {}
             self.fingerprint = {"weights": "given", "dim": str(dim)}
 
+        def encode(self, items: list[object], role: str = "query") -> np.ndarray:
+            vectors = np.random.default_rng(0).normal(size=(len(items), dim)).astype(np.float32)
+            return vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
+
     time.sleep(0.5)  # so that the memory of the imports is seen alone
-    Build(
-        embedder=GivenVectors(),  # type: ignore[arg-type]
-        catalog=Path(catalog),
-        out=Path(out),
-        factory=factory,
-        vectors="vector",
-        precision=precision,  # type: ignore[arg-type]
-    ).run()
+    embedder: object = GivenVectors()
+    if command == "build":
+        Build(
+            embedder=embedder,  # type: ignore[arg-type]
+            catalog=Path(folder) / _CATALOG,
+            out=Path(out),
+            factory=factory,
+            vectors="vector",
+            precision=precision,  # type: ignore[arg-type]
+        ).run()
+    elif command == "search":
+        Index.open(out).find(GivenVectors().encode([None]), 10)
+    elif command == "add":
+        add_items(embedder, Path(folder) / _MORE, out)  # type: ignore[arg-type]
+    elif command == "delete":
+        delete_items(out, ids=["item 17"])
+    elif command == "compact":
+        compact_index(out)
+    else:
+        export_index(out, Path(folder) / f"exported-{factory}")
 
 
 if __name__ == "__main__":

@@ -18,8 +18,8 @@ from index.encoding.shard import ITEM
 from index.factory import check_factory
 from index.generations import Writer, check_folder, room_needed, writing
 from index.held_out import read_queries, text_queries
-from index.items import read_parquet
 from index.manifest import DELETED, ITEMS, VECTORS, EmbedderRef, Manifest, relative_to_index
+from index.parquet import read_parquet
 from index.store import read_deleted
 from index.thumbnails import remove_unused
 from index.tuning import RECALL, check_recall

@@ -6,19 +6,16 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from fanoise.errors import InputError
 from fanoise.storage import staged_directory
-from index.items import read_items
-from index.manifest import ITEMS
+from index.parquet import PieceWriter
 from index.search import Index
 from index.store import VectorWriter
 
 EXPORTED_ITEMS = "items.parquet"
 EXPORTED_VECTORS = "vectors.npy"
 EXPORTED_IDS = "ids.json"
-_ROWS_AT_ONCE = 16384
 
 
 def export_index(path: Path | str, out: Path | str) -> int:
@@ -35,22 +32,21 @@ def export_index(path: Path | str, out: Path | str) -> int:
     index = Index.open(path)
     rows = np.flatnonzero(index.live)
     ids = index.live_ids
+    names = [name for name in ("id", "text", "image", "fields") if name in index.item_schema.names]
+    kind = pa.list_(pa.float32(), index.manifest.dim)
+    schema = pa.schema([index.item_schema.field(name) for name in names] + [pa.field("vector", kind)])
     with staged_directory(out) as stage:
-        table = read_items(index.generation_folder / ITEMS)
-        columns = [name for name in ("id", "text", "image", "fields") if name in table.column_names]
-        table = table.select(columns).filter(pa.array(index.live))
-        kind = pa.list_(pa.float32(), index.manifest.dim)
-        schema = table.schema.append(pa.field("vector", kind)).with_metadata({"fanoise": _about(index)})
         with (
             VectorWriter(stage / EXPORTED_VECTORS, index.manifest.dim) as vectors,
-            pq.ParquetWriter(stage / EXPORTED_ITEMS, schema, compression="zstd") as items,
+            PieceWriter(stage / EXPORTED_ITEMS, schema.with_metadata({"fanoise": _about(index)})) as items,
         ):
-            for start in range(0, len(rows), _ROWS_AT_ONCE):
-                block = index.vectors.rows(rows[start : start + _ROWS_AT_ONCE])
+            start = 0
+            for piece in index.item_pieces(names):
+                block = index.vectors.rows(rows[start : start + len(piece)])
                 vectors.append(block)
                 column = pa.FixedSizeListArray.from_arrays(pa.array(block.ravel()), type=kind)
-                part = table.slice(start, _ROWS_AT_ONCE).append_column("vector", column)
-                items.write_table(part.cast(schema))
+                items.write(piece.append_column("vector", column))
+                start += len(piece)
         (stage / EXPORTED_IDS).write_text(json.dumps(ids, ensure_ascii=False, indent=0) + "\n", encoding="utf-8")
     return len(rows)
 

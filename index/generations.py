@@ -30,7 +30,6 @@ from fanoise.errors import ArtifactError, InputError
 from fanoise.storage import sync_directory, sync_files
 from index.encoding.claims import locked_plans
 from index.faiss_file import read_header
-from index.items import read_parquet
 from index.manifest import (
     DELETED,
     ENCODING,
@@ -45,6 +44,7 @@ from index.manifest import (
     Manifest,
     library_versions,
 )
+from index.parquet import read_parquet
 from index.store import VectorStore, read_deleted, write_deleted
 from index.thumbnails import remove_unused, sync_new
 

@@ -8,18 +8,20 @@ index, are last.
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from operator import itemgetter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
 import faiss
 import numpy as np
-import pyarrow.compute as pc
+import pyarrow as pa
 
 from fanoise.catalog import Item
 from fanoise.errors import InputError
 from index.exact import search_exact
-from index.items import printable_text, read_parquet
+from index.items import printable_text
 from index.manifest import ITEMS
+from index.parquet import read_pieces
 from index.store import VectorStore, truncated
 
 if TYPE_CHECKING:
@@ -129,7 +131,7 @@ def text_queries(
         if embedder is None:
             raise InputError(f"the queries of {file} need the embedder of the index; pass it (--embedder)")
     else:
-        texts, source = _catalog_texts(items), "texts of the catalogue"
+        texts, source = _catalog_texts(items, seed, most), "texts of the catalogue"
     if embedder is None or not texts:
         return None
     chosen = _sample(texts, seed, most)
@@ -150,9 +152,22 @@ def read_queries(file: Path) -> list[str]:
     return texts
 
 
-def _catalog_texts(folder: Path) -> list[str]:
-    texts = read_parquet(folder / ITEMS, columns=["text"])["text"]
-    return [text for text in pc.unique(texts.drop_null()).to_pylist() if text.strip()]
+def _catalog_texts(folder: Path, seed: int, most: int) -> list[str]:
+    """Up to `most` distinct texts that are not blank: each row draws a lot, and the lowest ones win.
+
+    A piece of the texts is in memory at a time, and of that only what may yet win as Python's text.
+    """
+    rng = np.random.default_rng(seed)
+    lots: dict[str, float] = {}
+    for piece in read_pieces(folder / ITEMS, columns=["text"]):
+        drawn = rng.random(len(piece))
+        enough = max(lots.values()) if len(lots) >= most else np.inf
+        rows = np.flatnonzero(drawn < enough)
+        for text, lot in zip(piece["text"].take(pa.array(rows)).to_pylist(), drawn[rows].tolist(), strict=True):
+            if text and text.strip():
+                lots[text] = min(lot, lots.get(text, lot))
+        lots = dict(sorted(lots.items(), key=itemgetter(1))[:most])
+    return list(lots)
 
 
 def _sample(texts: Sequence[Any], seed: int, most: int) -> list[Any]:

@@ -18,7 +18,7 @@ Unicode's compatibility form; nothing is stemmed and no word left out, so that i
 import re
 import threading
 import unicodedata
-from collections.abc import Hashable, Iterable, Mapping, Sequence
+from collections.abc import Hashable, Iterable, Iterator, Mapping
 from dataclasses import replace
 from typing import Any, TypeVar
 from weakref import WeakKeyDictionary
@@ -114,12 +114,12 @@ class Words:
     """BM25 over some rows' texts.
 
     Args:
-        documents: the text of each row.
+        documents: the text of each row, one after the other.
         rows: int64, the numbers of these rows.
     Raises: InputError where bm25s is not installed.
     """
 
-    def __init__(self, documents: Sequence[str], rows: np.ndarray) -> None:
+    def __init__(self, documents: Iterable[str], rows: np.ndarray) -> None:
         try:
             import bm25s
         except ImportError:
@@ -127,7 +127,9 @@ class Words:
         self._rows = rows
         self._bm25 = bm25s.BM25()
         self._number_of: dict[str, int] = {}
-        documents_ = tqdm(documents, desc="Reading texts", unit=" items", disable=None, delay=1, leave=False)
+        documents_ = tqdm(
+            documents, total=len(rows), desc="Reading texts", unit=" items", disable=None, delay=1, leave=False
+        )
         numbers = [
             [self._number_of.setdefault(word, len(self._number_of)) for word in words(text)] for text in documents_
         ]
@@ -153,13 +155,15 @@ def words(text: str) -> list[str]:
     return _WORD.findall(unicodedata.normalize("NFKC", text).casefold())
 
 
-def documents(table: pa.Table) -> list[str]:
+def documents(pieces: Iterable[pa.Table]) -> Iterator[str]:
     """Text and text fields of each line of items.parquet; a field that the text contains is not there twice."""
-    columns = [table["text"].to_pylist()]
-    if "fields" in table.column_names:
-        fields = table["fields"].combine_chunks()
-        columns += [fields.field(name).to_pylist() for name in field_names(table) if _is_text(fields.type, name)]
-    return [_joined(values) for values in zip(*columns, strict=True)]
+    for piece in pieces:
+        columns = [piece["text"].to_pylist()]
+        if "fields" in piece.column_names:
+            fields = piece["fields"].combine_chunks()
+            names = [name for name in field_names(piece.schema) if _is_text(fields.type, name)]
+            columns += [fields.field(name).to_pylist() for name in names]
+        yield from (_joined(values) for values in zip(*columns, strict=True))
 
 
 class _Built:
@@ -181,7 +185,7 @@ def words_of(index: Index) -> Words:
     with built.lock:
         if built.words is None:
             rows = np.flatnonzero(index.live)
-            built.words = Words(documents(index.item_table().take(pa.array(rows))), rows)
+            built.words = Words(documents(index.item_pieces(["text", "fields"])), rows)
         return built.words
 
 

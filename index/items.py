@@ -2,9 +2,8 @@
 
 import json
 import math
-import os
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Self
 
@@ -13,6 +12,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from fanoise.errors import ArtifactError, InputError, one_line
+from index.parquet import PieceWriter, Rows, open_file, read_parquet, read_pieces
 from index.where import unknown_field
 
 COLUMNS = ("row", "id", "text", "image", "thumbnail_sha256", "content_sha256")
@@ -70,83 +71,96 @@ class ItemWriter:
         write_items(path, pa.table(columns))
 
 
-@dataclass(frozen=True)
 class Items:
-    """The items of an opened index. Rows are positions in the vectors."""
+    """The items of an opened index. Rows are positions in the vectors.
 
-    ids: list[str]
-    thumbnails: list[str | None]
-    fields: pa.StructArray | None = field(repr=False)
-    file: pa.NativeFile | None = field(default=None, repr=False)
-    """What they were read from, held open: it can be read again though a writer has removed its name."""
+    Ids and thumbnails are in memory; fields, which may be larger than that, are read when they are asked for. Threads
+    may share one.
+    """
 
-    @classmethod
-    def read(cls, path: Path, deleted: np.ndarray | None = None) -> Self:
-        """Read all rows; the ids of those that are not `deleted` must be unique.
-
-        Raises: ValueError (also pyarrow's) when the file is not what ItemWriter writes.
-        """
-        file = pa.OSFile(os.fsencode(path))
-        return replace(cls.of(read_items(file), deleted), file=file)
-
-    @classmethod
-    def of(cls, table: pa.Table, deleted: np.ndarray | None = None) -> Self:
-        """As `read`, from the table."""
-        ids = table["id"]
+    def __init__(self, file: pa.NativeFile, path: Path, deleted: np.ndarray | None, *, keep_bytes: int) -> None:
+        """Takes an open file; use `read`."""
+        self._file, self._path = file, path
+        self.schema: pa.Schema = pq.read_schema(file)
+        _check_columns(self.schema)
+        self.field_names = field_names(self.schema)
+        table = read_parquet(file, ["row", "id", "thumbnail_sha256"])
+        _check_rows(table)
+        ids, digests = table["id"], table["thumbnail_sha256"]
         live = np.ones(len(table), dtype=bool)
         live[[] if deleted is None else deleted] = False
         if pc.count_distinct(ids.filter(pa.array(live))).as_py() != live.sum():
             raise ValueError("its ids are not unique")
-        digests = table["thumbnail_sha256"]
         if not pc.all(pc.match_substring_regex(digests, _SHA256), min_count=0).as_py():  # they become file names
             raise ValueError("a thumbnail_sha256 is none")
-        fields = table["fields"].combine_chunks() if "fields" in table.column_names else None
-        if isinstance(fields, pa.ChunkedArray):  # pyarrow keeps chunks only where one array cannot hold the text
-            fields = pa.concat_arrays(fields.chunks)
-        return cls(ids=ids.to_pylist(), thumbnails=digests.to_pylist(), fields=fields)
+        self.ids: list[str] = ids.to_pylist()
+        self.thumbnails: list[str | None] = digests.to_pylist()
+        self._rows = Rows(file, ["fields"], keep_bytes=keep_bytes)
+
+    @classmethod
+    def read(cls, path: Path, deleted: np.ndarray | None = None, *, keep_bytes: int = 256 << 20) -> Self:
+        """Open the file and hold it; the ids of the rows that are not `deleted` must be unique.
+
+        Args:
+            keep_bytes: of fields that hits were made of, kept for the next ones.
+        Raises: ValueError (also pyarrow's) when the file is not what ItemWriter writes.
+        """
+        return cls(open_file(path), path, deleted, keep_bytes=keep_bytes)
 
     def __len__(self) -> int:
         return len(self.ids)
 
-    @property
-    def field_names(self) -> list[str]:
-        return [] if self.fields is None else [member.name for member in self.fields.type]
+    def close(self) -> None:
+        """Let go of the file: a removed one that is still open can keep its folder from going, as on NFS."""
+        self._file.close()
 
     def column(self, name: str) -> pa.Array:
-        """A field of all rows. Raises InputError for an unknown one."""
+        """A field of all rows, read anew. Raises InputError for an unknown one, or one of more than 2 GB of text."""
         if name not in self.field_names:
             raise unknown_field(name, self.field_names)
-        assert self.fields is not None
-        return self.fields.field(name)
+        column = pc.struct_field(self.table([f"fields.{name}"])["fields"], [name]).combine_chunks()
+        if isinstance(column, pa.ChunkedArray):  # pyarrow keeps chunks only where one array cannot hold the text
+            raise InputError(f"the field {name!r} holds more than 2 GB of text, too much to filter or group by")
+        return column
 
     def fields_of(self, rows: Sequence[int]) -> list[dict[str, Any]]:
-        if self.fields is None:
+        """Raises: ArtifactError for a file that was damaged since it was opened."""
+        if not self.field_names:
             return [{} for _ in rows]
-        return self.fields.take(pa.array(rows, pa.int64())).to_pylist()
+        with self._readable():
+            return [row["fields"] for row in self._rows.take(rows)]
+
+    def table(self, columns: Sequence[str]) -> pa.Table:
+        """Some columns of items.parquet, by row, read anew: also where commits since have removed its name."""
+        with self._readable():
+            return read_parquet(self._file, columns)
+
+    def pieces(self, columns: Sequence[str]) -> Iterator[pa.Table]:
+        """As `table`, for columns that may be larger than the memory, from the first row to the last."""
+        with self._readable():
+            yield from read_pieces(self._file, columns)
+
+    @contextmanager
+    def _readable(self) -> Iterator[None]:
+        try:
+            yield
+        except (OSError, pa.ArrowException) as error:
+            raise ArtifactError(
+                f"{self._path} cannot be read ({one_line(error)}); restore it or rebuild the index"
+            ) from error
 
 
 def read_items(source: Path | pa.NativeFile) -> pa.Table:
     """The whole table. Raises ValueError (also pyarrow's) for missing columns or rows out of order."""
     table = read_parquet(source)
-    missing = [name for name in COLUMNS if name not in table.column_names]
-    if missing:
-        raise ValueError(f"columns missing: {', '.join(missing)}")
-    if not np.array_equal(table["row"].to_numpy(), np.arange(len(table))):
-        raise ValueError("its rows are not numbered 0, 1, 2, …")
+    _check_columns(table.schema)
+    _check_rows(table)
     return table
 
 
-def read_parquet(source: Path | pa.NativeFile, columns: Sequence[str] | None = None) -> pa.Table:
-    """The table, or some of its columns; an open file stays open.
-
-    Raises: OSError or ValueError (pyarrow's) for a damaged file.
-    """
-    with pq.ParquetFile(source) as file:
-        return file.read(columns=columns)
-
-
 def write_items(path: Path, table: pa.Table) -> None:
-    pq.write_table(table, path, compression="zstd")
+    with PieceWriter(path, table.schema) as writer:
+        writer.write(table)
 
 
 def concat_items(tables: Sequence[pa.Table]) -> pa.Table:
@@ -188,13 +202,26 @@ def json_value(value: Any) -> Any:
     return str(value)
 
 
-def field_names(table: pa.Table) -> list[str]:
-    return [member.name for member in table.schema.field("fields").type] if "fields" in table.column_names else []
+def field_names(schema: pa.Schema) -> list[str]:
+    return [member.name for member in schema.field("fields").type] if "fields" in schema.names else []
+
+
+def _check_columns(schema: pa.Schema) -> None:
+    missing = [name for name in COLUMNS if name not in schema.names]
+    if missing:
+        raise ValueError(f"columns missing: {', '.join(missing)}")
+    if "fields" in schema.names and not pa.types.is_struct(schema.field("fields").type):
+        raise ValueError("its fields are no struct")
+
+
+def _check_rows(table: pa.Table) -> None:
+    if not np.array_equal(table["row"].to_numpy(), np.arange(len(table))):
+        raise ValueError("its rows are not numbered 0, 1, 2, …")
 
 
 def _members(table: pa.Table) -> dict[str, list[pa.Array]]:
     """The chunks of its fields by name, in one go: looking for one after the other would go through all each time."""
-    names = field_names(table)
+    names = field_names(table.schema)
     chunks = [chunk.flatten() for chunk in table["fields"].chunks] if names else []
     return {name: [chunk[number] for chunk in chunks] for number, name in enumerate(names)}
 

@@ -1,6 +1,6 @@
 """An opened index folder: every file checked, then read; searched by vector."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import cached_property
 from itertools import chain
 from pathlib import Path
@@ -17,8 +17,9 @@ from index.faiss_file import read_index
 from index.generations import read_current
 from index.grouping import search_groups
 from index.hits import Hit
-from index.items import Items, read_parquet
+from index.items import Items
 from index.manifest import DELETED, FAISS_INDEX, ITEMS, REBUILD, VECTORS, CatalogRef, EmbedderRef, Manifest
+from index.memory import free_memory
 from index.nearest import Nearest
 from index.selection import Selection, Selections
 from index.store import VectorStore, read_deleted
@@ -31,6 +32,10 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 _ROWS_AT_ONCE = 65536
+_KEPT_SHARE = 8
+"""One part in so many of the free memory keeps fields that hits were made of."""
+_KEPT_BYTES = 1 << 30
+"""Where the system does not say what is free."""
 
 
 class Index:
@@ -103,7 +108,9 @@ class Index:
         deleted = _read(folder / DELETED, lambda file: read_deleted(file, manifest.count))
         if len(deleted) != manifest.deleted:
             raise _disagreement(folder / DELETED, f"{len(deleted)} deleted rows", manifest)
-        items = _read(folder / ITEMS, lambda file: Items.read(file, deleted))
+        free = free_memory()
+        keep_bytes = _KEPT_BYTES if free is None else free // _KEPT_SHARE
+        items = _read(folder / ITEMS, lambda file: Items.read(file, deleted, keep_bytes=keep_bytes))
         if len(items) != manifest.count:
             raise _disagreement(folder / ITEMS, f"{len(items)} items", manifest)
         # FAISS trusts what it reads: this line stays after the checksums
@@ -168,10 +175,23 @@ class Index:
         """A field of the items that a search can return, parallel to `live_ids`. Raises InputError if unknown."""
         return self._items.column(name).filter(pa.array(self.live))
 
-    def item_table(self) -> pa.Table:
-        """All columns of items.parquet, by row, read anew: also where commits since have removed this generation."""
-        assert self._items.file is not None
-        return read_parquet(self._items.file)
+    def item_table(self, columns: Sequence[str]) -> pa.Table:
+        """Some columns of items.parquet, by row, read anew: also where commits since have removed this generation."""
+        return self._items.table(columns)
+
+    def item_pieces(self, columns: Sequence[str]) -> Iterator[pa.Table]:
+        """As `item_table`, of the items that a search can return, a few of them in memory at a time."""
+        start = 0
+        for piece in self._items.pieces(columns):
+            stop = start + len(piece)
+            if self.live[start:stop].any():
+                yield piece.filter(pa.array(self.live[start:stop]))
+            start = stop
+
+    @property
+    def item_schema(self) -> pa.Schema:
+        """Of all columns of items.parquet."""
+        return self._items.schema
 
     @property
     def thumbnail_digests(self) -> list[str | None]:

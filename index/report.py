@@ -226,7 +226,7 @@ def _table(header: list[str], lines: list[list[str]], *, numbers: int) -> Iterat
 
 def _field_names(items: Path) -> list[str]:
     try:
-        return field_names(pq.read_schema(items).empty_table())
+        return field_names(pq.read_schema(items))
     except (OSError, ValueError):  # pyarrow's errors are ValueErrors; `verify` says what is wrong
         return ["unknown, items.parquet cannot be read"]
 

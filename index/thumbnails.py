@@ -15,8 +15,8 @@ from pathlib import Path
 from PIL import Image
 
 from fanoise.storage import share, sync_directory
-from index.items import read_parquet
 from index.manifest import THUMBNAILS
+from index.parquet import read_parquet
 
 LONGEST_SIDE = 320
 _SYNCED_AT_ONCE = 8

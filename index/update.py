@@ -19,7 +19,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from fanoise.catalog import Item
-from fanoise.errors import ArtifactError, CatalogError, InputError
+from fanoise.errors import ArtifactError, CatalogError, InputError, one_line
 from index.ann import Queries, tune_and_measure, write_ann
 from index.encoding.earlier import write_earlier
 from index.encoding.intake import Intake, Taken, check_apart
@@ -30,7 +30,8 @@ from index.factory import add_rows, check_factory
 from index.faiss_file import read_index, write_index
 from index.generations import Writer, sweep_thumbnails, writing
 from index.held_out import measure_overlap, text_queries
-from index.items import Items, concat_items, field_names, printable_text, read_items, write_items
+from index.items import Items, printable_text
+from index.join import join_items
 from index.manifest import (
     DELETED,
     FAISS_INDEX,
@@ -107,20 +108,21 @@ def _add(writer: Writer, intake: Intake, existing: Existing) -> Change:
         new = writer.stage / _NEW
         new.mkdir()
         assembled = intake.assemble(run.shards(), new, earlier=_write_earlier(writer, intake, current, asked))
-        added = read_items(new / ITEMS)
+        added = _read_items(new / ITEMS)
         names = _names(added, old.group_by)
         replaced = current.rows_named(names)
         if existing == "refuse" and len(replaced):
             raise InputError(f"{intake.catalog}: rows that are in the index could not be read before, and can be now")
         _merge_ledgers(current.folder / REJECTS, new / REJECTS, writer.stage / REJECTS, names)
-        ann = _join(writer, current, new, added, replaced, lambda: text_queries(intake.embedder, None, writer.stage))
-        shutil.rmtree(new)
+        ann = _join(writer, current, new, replaced, lambda: text_queries(intake.embedder, None, writer.stage))
         shutil.rmtree(writer.stage / _EARLIER, ignore_errors=True)
         ref = intake.ref()
         group_by = old.group_by
-        if group_by is None and ITEM not in field_names(current.table) and any(_items_of_several(added)):
+        if group_by is None and ITEM not in current.items.field_names and any(_items_of_several(added)):
             group_by = ITEM
-        notes = _narrowed(current.table.schema, pq.read_schema(writer.stage / ITEMS))
+        added.close()
+        shutil.rmtree(new)
+        notes = _narrowed(current.items.schema, pq.read_schema(writer.stage / ITEMS))
         plan.mark_assembled(writer.stage / ITEMS, added=True)
         manifest = writer.commit(**ann, group_by=group_by, added=[*(r for r in old.added if r != ref), ref])
         taken = intake.taken(run, assembled)
@@ -167,7 +169,8 @@ def _write_earlier(
     kept = current.live.copy()
     kept[current.rows_named({name for names in asked for name in names})] = False
     folder = writer.stage / _EARLIER
-    write_earlier(folder, current.table.filter(pa.array(kept)), index=writer.folder, progress=intake.progress)
+    items = pa.table({"id": current.items.ids, "thumbnail_sha256": pa.array(current.items.thumbnails, pa.string())})
+    write_earlier(folder, items.filter(pa.array(kept)), index=writer.folder, progress=intake.progress)
     return folder
 
 
@@ -225,7 +228,7 @@ def compact_index(folder: str | Path, *, factory: str | None = None) -> Change:
             check_factory(factory, old.dim)
         with VectorWriter(writer.stage / VECTORS, old.dim, old.precision) as vectors:
             vectors.copy(current.vectors, np.flatnonzero(current.live))
-        write_items(writer.stage / ITEMS, concat_items([current.table.filter(pa.array(current.live))]))
+        join_items(writer.stage / ITEMS, [current.folder / ITEMS], [current.live])
         writer.keep(REJECTS)
         ann = write_ann(
             writer.stage,
@@ -250,7 +253,7 @@ class _Current:
         ):
             raise ArtifactError(f"{problem}; restore it or rebuild the index with {REBUILD}")
         self.deleted = read_deleted(self.folder / DELETED, self.manifest.count)
-        self.table = read_items(self.folder / ITEMS)
+        self.items = _read_items(self.folder / ITEMS, self.deleted)
         self.live = np.ones(self.manifest.count, dtype=bool)
         self.live[self.deleted] = False
 
@@ -260,35 +263,42 @@ class _Current:
 
     def matching(self, where: Mapping[str, Any]) -> np.ndarray:
         """bool [N] of what a search finds. Raises InputError, as a search does."""
-        return live_filter(Items.of(self.table, self.deleted), self.live).mask(where)
+        return live_filter(self.items, self.live).mask(where)
 
     def rows_named(self, names: Collection[str]) -> np.ndarray:
         """Live rows whose id, or whose group's value, is one of these."""
         wanted = pa.array(list(names), pa.string())
         mask = np.zeros(self.manifest.count, dtype=bool)
-        for column in _name_columns(self.table, self.manifest.group_by):
-            mask |= pc.is_in(column, value_set=wanted).to_numpy()
+        for column in _name_columns(self.items, self.manifest.group_by):
+            mask |= pc.is_in(column, value_set=wanted).to_numpy(zero_copy_only=False)
         return np.flatnonzero(mask & self.live)
 
     def known(self, names: Collection[str]) -> set[str]:
         """Those of these names that are the id, or the group's value, of a live row."""
         asked, live = pa.array(list(names), pa.string()), pa.array(self.live)
         found: set[str] = set()
-        for column in _name_columns(self.table, self.manifest.group_by):
-            found.update(asked.filter(pc.is_in(asked, value_set=column.filter(live).combine_chunks())).to_pylist())
+        for column in _name_columns(self.items, self.manifest.group_by):
+            found.update(asked.filter(pc.is_in(asked, value_set=column.filter(live))).to_pylist())
         return found
 
 
-def _name_columns(table: pa.Table, group_by: str | None) -> list[pa.ChunkedArray]:
-    columns = [table["id"]]
-    if group_by is not None and group_by in field_names(table):
-        columns.append(pc.cast(pc.struct_field(table["fields"], group_by), pa.string()))
+def _read_items(path: Path, deleted: np.ndarray | None = None) -> Items:
+    try:
+        return Items.read(path, deleted)
+    except (OSError, ValueError) as error:  # pyarrow's errors are ValueErrors
+        raise ArtifactError(f"{path} cannot be read ({one_line(error)}); rebuild the index with {REBUILD}") from error
+
+
+def _name_columns(items: Items, group_by: str | None) -> list[pa.Array]:
+    columns = [pa.array(items.ids, pa.string())]
+    if group_by is not None and group_by in items.field_names:
+        columns.append(pc.cast(items.column(group_by), pa.string()))
     return columns
 
 
-def _names(table: pa.Table, group_by: str | None) -> set[str]:
-    names = {name for column in _name_columns(table, group_by) for name in column.drop_null().to_pylist()}
-    return names.union(_items_of_several(table)) if group_by is None else names
+def _names(items: Items, group_by: str | None) -> set[str]:
+    names = {name for column in _name_columns(items, group_by) for name in column.drop_null().to_pylist()}
+    return names.union(_items_of_several(items)) if group_by is None else names
 
 
 def _names_of(item: Item | Reject, group_by: str | None) -> tuple[str, str] | None:
@@ -303,13 +313,11 @@ def _names_of(item: Item | Reject, group_by: str | None) -> tuple[str, str] | No
     return id, id if group is None else printable_text(str(group))
 
 
-def _items_of_several(table: pa.Table) -> Iterator[str]:
+def _items_of_several(items: Items) -> Iterator[str]:
     """What the field `item` says of the rows that are one of several images."""
-    if ITEM in field_names(table):
-        items = pc.struct_field(table["fields"], ITEM).to_pylist()
-        yield from (
-            item for id, item in zip(table["id"].to_pylist(), items, strict=True) if is_one_of_several(id, item)
-        )
+    if ITEM in items.field_names:
+        values = items.column(ITEM).to_pylist()
+        yield from (item for id, item in zip(items.ids, values, strict=True) if is_one_of_several(id, item))
 
 
 def _narrowed(before: pa.Schema, after: pa.Schema) -> list[str]:
@@ -342,16 +350,14 @@ def _refusal(existing: Existing, count: int, names: tuple[str, str], known: set[
     return InputError(f"ids of {catalog} are {what} in the index ({count}, for example {example}); {remedy}")
 
 
-def _join(
-    writer: Writer, current: _Current, new: Path, added: pa.Table, replaced: np.ndarray, queries: Queries
-) -> dict[str, Any]:
+def _join(writer: Writer, current: _Current, new: Path, replaced: np.ndarray, queries: Queries) -> dict[str, Any]:
     """Write the files of both, one after the other, into the stage; returns what the manifest says of index.faiss."""
     stage, old = writer.stage, current.manifest
     new_vectors = VectorStore.open(new / VECTORS)
     with VectorWriter(stage / VECTORS, old.dim, old.precision) as vectors:
         vectors.copy(current.vectors)
         vectors.copy(new_vectors)
-    write_items(stage / ITEMS, concat_items([current.table, added]))
+    join_items(stage / ITEMS, [current.folder / ITEMS, new / ITEMS])
     write_deleted(stage / DELETED, np.union1d(current.deleted, replaced))
     ann = read_index(current.folder / FAISS_INDEX, rows=old.count, dim=old.dim, factory=old.factory)
     set_parameters(ann, old.search)

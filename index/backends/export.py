@@ -9,13 +9,12 @@ import hashlib
 import json
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import numpy as np
-import pyarrow as pa
 from tqdm import tqdm
 
 from fanoise.errors import ArtifactError, InputError
@@ -24,7 +23,6 @@ from index.backends.client import TIMEOUT_S, connect, milvus_errors
 from index.backends.facts import COMPLETE, FACTS, ROWS, Facts
 from index.backends.layout import MAX_BYTES, MAX_COLUMNS, OTHER, Layout, column_of, count_shortened
 from index.backends.milvus import count_rows
-from index.items import read_items
 from index.manifest import DELETED, ITEMS, VECTORS, EmbedderRef, Manifest, relative_to_index
 from index.opened import Index
 
@@ -42,6 +40,7 @@ _POLL_S = 1.0
 _BATCH_BYTES = 8 * 2**20
 """Far below the 64 MB that a server takes in one request."""
 _BATCH_ROWS = 4096
+_COLUMNS = ("id", "text", "image", "thumbnail_sha256", "fields")
 
 
 @dataclass(frozen=True)
@@ -93,7 +92,7 @@ def export_milvus(
         raise InputError(f"replicas must be at least 1, got {replicas}")
     began = time.monotonic()
     index = Index.open(path)
-    table = read_items(index.generation_folder / ITEMS).filter(pa.array(index.live)).combine_chunks()
+    columns = [name for name in _COLUMNS if name in index.item_schema.names]
     facts = Facts(
         embedder=_moved(index.manifest.embedder, index.folder, address),
         catalog=index.manifest.catalog,
@@ -104,7 +103,7 @@ def export_milvus(
         dim=index.manifest.dim,
         embedder_dim=index.manifest.embedder_dim,
         group_by=index.manifest.group_by,
-        layout=Layout.of(table, is_half=precision == "fp16", most_columns=MAX_COLUMNS),
+        layout=Layout.of(index.item_pieces(columns), is_half=precision == "fp16", most_columns=MAX_COLUMNS),
         index_type=index_type,
         index_params=dict(index_params or {}),
         search_params=dict(search_params or {}),
@@ -113,11 +112,12 @@ def export_milvus(
     with milvus_errors(address):
         start = _prepare(client, address, facts, replace_other=replace_other, shards=shards)
         if start is not None:
-            _fill(client, address, facts, index, table, start, progress=progress)
+            _fill(client, address, facts, index, columns, start, progress=progress)
             _finish(client, address, facts, replicas=replicas, progress=progress)
     if start is None:
         start = facts.count
-    return Exported(address, facts.count, facts.count - start, count_shortened(table), time.monotonic() - began)
+    shortened = sum(map(count_shortened, index.item_pieces(columns)))
+    return Exported(address, facts.count, facts.count - start, shortened, time.monotonic() - began)
 
 
 def collection_schema(layout: Layout, dim: int) -> "CollectionSchema":
@@ -214,7 +214,7 @@ def _fill(
     address: Address,
     facts: Facts,
     index: Index,
-    table: pa.Table,
+    columns: Sequence[str],
     start: int,
     *,
     progress: bool,
@@ -222,9 +222,13 @@ def _fill(
     live = np.flatnonzero(index.live)
 
     def rows() -> Iterator[dict[str, Any]]:
-        for first in range(start, len(live), _BATCH_ROWS):
-            block = index.vectors.rows(live[first : first + _BATCH_ROWS])
-            yield from facts.layout.rows(table.slice(first, _BATCH_ROWS), block, first)
+        stop = 0
+        for piece in index.item_pieces(columns):
+            stop += len(piece)
+            first = max(start, stop - len(piece))
+            if first < stop:
+                block = index.vectors.rows(live[first:stop])
+                yield from facts.layout.rows(piece.slice(first - (stop - len(piece))), block, first)
 
     noted = time.monotonic()
     with tqdm(

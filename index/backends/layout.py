@@ -13,7 +13,8 @@ Names of fields are arbitrary and names of columns are not, so the layout record
 """
 
 import re
-from collections.abc import Iterator, Mapping
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any, Literal, Self
 
@@ -71,6 +72,35 @@ class Field:
         return f'{absent} or {self.compared} == ""' if self.kind == "text" else absent
 
 
+@dataclass
+class _Texts:
+    """What is to be known of a column's texts, whatever else it holds."""
+
+    longest: int = 0
+    """Bytes."""
+    longest_folded: int = 0
+    is_folded: bool = True
+    """Whether folding changes nothing."""
+    has_numbers: bool = False
+    has_words: bool = False
+    """Whether some spell no number."""
+
+    def see(self, column: pa.Array, *, is_searched: bool = True) -> None:
+        """Look at some more values. Only their length counts unless they are `searched`."""
+        if not pa.types.is_string(column.type):
+            return
+        self.longest = max(self.longest, _longest(column))
+        if not is_searched:
+            return
+        distinct = column.drop_null().unique()
+        folded = pa.array([fold(text) for text in distinct.to_pylist()], pa.string())
+        self.is_folded &= folded.equals(distinct)
+        self.longest_folded = max(self.longest_folded, _longest(folded))
+        spells = [as_number(text) for text in distinct.to_pylist() if text]
+        self.has_numbers |= any(number is not None for number in spells)
+        self.has_words |= None in spells
+
+
 @dataclass(frozen=True)
 class Layout:
     fields: tuple[Field, ...]
@@ -80,24 +110,37 @@ class Layout:
     """Vectors at half precision."""
 
     @classmethod
-    def of(cls, table: pa.Table, *, is_half: bool = False, most_columns: int = MAX_COLUMNS) -> Self:
-        """The layout for these items. Raises InputError for an id that Milvus cannot hold."""
-        _check_ids(table["id"])
-        lengths = {column: _length(table[name]) for column, name in _ITEM_COLUMNS.items()}
+    def of(cls, pieces: Iterable[pa.Table], *, is_half: bool = False, most_columns: int = MAX_COLUMNS) -> Self:
+        """The layout for these items, one table of them after the other.
+
+        Raises: InputError for an id that Milvus cannot hold.
+        """
+        texts: dict[tuple[bool, str], _Texts] = defaultdict(_Texts)
+        """By whether it is a field, and name."""
+        schema = pa.schema([])
+        for piece in pieces:
+            schema = piece.schema
+            _check_ids(piece["id"])
+            for name in _ITEM_COLUMNS.values():
+                texts[False, name].see(piece[name].combine_chunks(), is_searched=False)
+            for name in field_names(schema):
+                texts[True, name].see(_member(piece, name))
+        kinds = {member.name: member.type for member in schema.field("fields").type} if field_names(schema) else {}
+        lengths = {column: _length(texts[False, name].longest) for column, name in _ITEM_COLUMNS.items()}
         room = most_columns - len(_OWN)
         fields: list[Field] = []
-        for number, name in enumerate(field_names(table)):
-            column = _member(table, name)
-            field = _field(name, number, column, {field.value for field in fields})
+        for number, (name, kind) in enumerate(kinds.items()):
+            seen = texts[True, name]
+            field = _field(name, number, kind, seen, {field.value for field in fields})
             columns = {place for place in (field.value, field.folded, field.number) if place and not _key(place)}
             if len(columns) > room:
-                field = _field(name, number, column, set(), in_other=True)
+                field = _field(name, number, kind, seen, set(), in_other=True)
             else:
                 room -= len(columns)
                 if field.kind == "text" and not _key(field.value):
-                    lengths[field.value] = _length(column)
+                    lengths[field.value] = _length(seen.longest)
                     if field.folded != field.value:
-                        lengths[field.folded] = _length(_folded(column))
+                        lengths[field.folded] = _length(seen.longest_folded)
             fields.append(field)
         return cls(tuple(fields), lengths, is_half)
 
@@ -159,7 +202,7 @@ def shortened(text: str | None) -> str | None:
 
 def count_shortened(table: pa.Table) -> int:
     """How many texts of these items are too long for a VARCHAR."""
-    columns = [table["text"], *(_member(table, name) for name in field_names(table))]
+    columns = [table["text"], *(_member(table, name) for name in field_names(table.schema))]
     texts = [column for column in columns if pa.types.is_string(column.type)]
     return sum(pc.sum(pc.greater(pc.binary_length(text), MAX_BYTES)).as_py() or 0 for text in texts)
 
@@ -190,11 +233,12 @@ def _put(row: dict[str, Any], field: Field, value: Any) -> None:
             row[OTHER][key] = content
 
 
-def _field(name: str, number: int, column: pa.Array, taken: set[str], *, in_other: bool = False) -> Field:
+def _field(
+    name: str, number: int, kind: pa.DataType, texts: _Texts, taken: set[str], *, in_other: bool = False
+) -> Field:
     def other(letter: str) -> str:
         return f'{OTHER}["{letter}{number}"]'
 
-    kind = column.type
     if pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind):
         is_numeric = _is_number(kind.value_type)
         folded = "" if is_numeric or pa.types.is_boolean(kind.value_type) else other("c")
@@ -210,12 +254,9 @@ def _field(name: str, number: int, column: pa.Array, taken: set[str], *, in_othe
         return Field(name, "float", other("v"), other("t"), number=other("t"))
     if not (pa.types.is_string(kind) or pa.types.is_null(kind)):
         return Field(name, "text", other("v"), other("t"), other("c"))
-    column = column.cast(pa.string())
-    folded = own if _folded(column).equals(column) else other("c") if in_other else f"c_{own[2:]}"
-    spells = [as_number(text) for text in column.drop_null().unique().to_pylist() if text]
-    has_numbers = any(number is not None for number in spells)
-    place = "" if not has_numbers else other("n") if in_other else f"n_{own[2:]}"
-    return Field(name, "text", own, own, folded, place, is_mixed=has_numbers and None in spells)
+    folded = own if texts.is_folded else other("c") if in_other else f"c_{own[2:]}"
+    place = "" if not texts.has_numbers else other("n") if in_other else f"n_{own[2:]}"
+    return Field(name, "text", own, own, folded, place, is_mixed=texts.has_numbers and texts.has_words)
 
 
 def _check_ids(ids: pa.ChunkedArray) -> None:
@@ -230,10 +271,6 @@ def _is_number(kind: pa.DataType) -> bool:
     return pa.types.is_integer(kind) or pa.types.is_floating(kind) or pa.types.is_decimal(kind)
 
 
-def _folded(column: pa.Array) -> pa.Array:
-    return pa.array([text and fold(text) for text in column.to_pylist()], pa.string())
-
-
 def _key(place: str) -> str:
     """The key in `other`; empty for a column."""
     return place[len(OTHER) + 2 : -2] if place.startswith(f'{OTHER}["') else ""
@@ -245,9 +282,12 @@ def _column_name(name: str, number: int, taken: set[str]) -> str:
     return f"{own}_{number}" if own in taken or re.search(r"_\d+$", own) else own
 
 
-def _length(column: pa.Array | pa.ChunkedArray) -> int:
-    longest = pc.max(pc.binary_length(column.cast(pa.string()))).as_py() or 0
+def _length(longest: int) -> int:
     return min(MAX_BYTES, max(64, 1 << longest.bit_length()))
+
+
+def _longest(texts: pa.Array) -> int:
+    return pc.max(pc.binary_length(texts)).as_py() or 0
 
 
 def _member(table: pa.Table, name: str) -> pa.Array:

@@ -18,8 +18,9 @@ from fanoise.images import open_image
 from index.encoding.near_duplicates import SIGNATURE_BYTES, first_of_each, is_same_picture
 from index.encoding.rejects import Reject, kinds_of, read_rejects, write_rejects
 from index.encoding.shard import SIGNATURES
-from index.items import concat_items, field_names, read_items, read_parquet
+from index.join import join_items
 from index.manifest import ITEMS, REJECTS, VECTORS
+from index.parquet import read_parquet
 from index.store import Precision, VectorStore, VectorWriter, load_array
 from index.thumbnails import thumbnail_path
 
@@ -27,7 +28,6 @@ NearDuplicates = Literal["report", "skip"]
 DUPLICATE_OF = "duplicate_of"
 """Field with the id of the first near-duplicate, where these are reported."""
 
-_ROW_GROUP = 65536
 _OPENED = 256
 _SECONDS_IN_SILENCE = 2.0
 _SHOWN_REASONS = 5
@@ -82,7 +82,8 @@ def assemble(
     with VectorWriter(folder / VECTORS, dim, precision) as vectors:
         for shard, mask in zip(shards, kept, strict=True):
             vectors.copy(VectorStore.open(shard / VECTORS), np.flatnonzero(mask))
-    _write_items(folder / ITEMS, shards, kept, None if skips else firsts)
+    field = None if firsts is None or skips else (DUPLICATE_OF, firsts)
+    join_items(folder / ITEMS, [shard / ITEMS for shard in shards], kept, field=field)
     duplicates = 0 if firsts is None else sum(len(ids) - ids.null_count for ids in firsts)
     return Assembled(count=count, rejected=rejected, duplicates=duplicates)
 
@@ -152,60 +153,3 @@ def _check_rejects(ledger: Path, count: int, rejected: int, most: float) -> None
     first = next(iter(read_rejects(ledger)))
     reasons = "; ".join(f"{kind.count}× {kind.reason}" for kind in kinds_of(ledger)[:_SHOWN_REASONS])
     raise CatalogError(f"{what}, the first being {first}; by reason: {reasons}")
-
-
-def _write_items(
-    target: Path, shards: Sequence[Path], kept: Sequence[np.ndarray], firsts: list[pa.Array] | None
-) -> None:
-    model = concat_items([_with_firsts(pq.read_schema(shard / ITEMS).empty_table(), firsts, 0) for shard in shards])
-    while True:
-        try:
-            with pq.ParquetWriter(target, model.schema, compression="zstd") as writer:
-                start, group = 0, list[pa.Table]()
-                for number, (shard, mask) in enumerate(zip(shards, kept, strict=True)):
-                    table = _with_firsts(read_items(shard / ITEMS), firsts, number).filter(pa.array(mask))
-                    rows = pa.array(range(start, start + len(table)), pa.int64())
-                    group.append(_in_types_of(model, table).set_column(0, "row", rows))
-                    start += len(table)
-                    if sum(map(len, group)) >= _ROW_GROUP or number == len(shards) - 1:
-                        writer.write_table(pa.concat_tables(group))
-                        group = []
-            return
-        except _TypeTooNarrowError as error:
-            model = _with_field(model, error.name, pa.array([], pa.string()))
-
-
-class _TypeTooNarrowError(Exception):
-    """The type of a field, found from the shards' types, does not hold a value of one of them."""
-
-    def __init__(self, name: str) -> None:
-        self.name = name
-
-
-def _in_types_of(model: pa.Table, table: pa.Table) -> pa.Table:
-    """The rows of `table` with the fields of `model`, which has none. Raises _TypeTooNarrowError naming the field."""
-    joined = concat_items([model, table])
-    for name in field_names(model):
-        kind, found = (one.schema.field("fields").type.field(name).type for one in (model, joined))
-        if kind != found:  # a number too large for a fraction, say, became text
-            member = table["fields"].combine_chunks().field(name)
-            try:
-                joined = _with_field(joined, name, member.cast(kind))
-            except pa.ArrowException:
-                raise _TypeTooNarrowError(name) from None
-    return joined
-
-
-def _with_firsts(table: pa.Table, firsts: list[pa.Array] | None, shard: int) -> pa.Table:
-    return table if firsts is None else _with_field(table, DUPLICATE_OF, firsts[shard][: len(table)])
-
-
-def _with_field(table: pa.Table, name: str, values: pa.Array) -> pa.Table:
-    """The table with these values in a field, which is put in the place of one of that name, else last."""
-    struct = table["fields"].combine_chunks() if "fields" in table.column_names else None
-    members = {} if struct is None else {other: struct.field(other) for other in field_names(table)}
-    members[name] = values
-    fields = pa.StructArray.from_arrays(list(members.values()), names=list(members))
-    if struct is None:
-        return table.append_column("fields", fields)
-    return table.set_column(table.column_names.index("fields"), "fields", fields)

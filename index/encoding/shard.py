@@ -15,8 +15,9 @@ from index.encoding.lookup import Looked, batches
 from index.encoding.near_duplicates import SIGNATURE_BYTES
 from index.encoding.prepare import Facts, Prepared
 from index.encoding.rejects import Reject, write_rejects
-from index.items import ItemWriter, printable_text, read_parquet
+from index.items import ItemWriter, printable_text
 from index.manifest import ITEMS, REJECTS, VECTORS
+from index.parquet import read_parquet
 from index.store import Precision, VectorWriter, load_array, truncated
 
 ITEM = "item"

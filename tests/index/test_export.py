@@ -6,6 +6,7 @@ import pyarrow.parquet as pq
 import pytest
 
 import index.export
+import index.parquet
 from fanoise.errors import ArtifactError, InputError
 from index.build import build_index
 from index.export import export_index
@@ -15,7 +16,7 @@ from index.update import delete_items
 
 @pytest.mark.parametrize("precision", ["fp32", "int8"])
 def test_all_three_files_hold_the_living_rows_in_order(embedder, new_catalog, tmp_path, precision, monkeypatch):
-    monkeypatch.setattr(index.export, "_ROWS_AT_ONCE", 16)
+    monkeypatch.setattr(index.parquet, "GROUP_ROWS", 16)
     build_index(embedder, new_catalog(), tmp_path / "index", precision=precision, dim=8, progress=False)
     delete_items(tmp_path / "index", ids=["g0", "g17"])
     assert export_index(tmp_path / "index", tmp_path / "out") == 38

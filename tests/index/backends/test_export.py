@@ -186,7 +186,7 @@ class TestMilvusLite:
         from index.opened import Index
 
         table = read_items(Index.open(varied).generation_folder / "items.parquet")
-        schema = collection_schema(Layout.of(table, is_half=True), 24)
+        schema = collection_schema(Layout.of([table], is_half=True), 24)
         kinds = {field.name: field.dtype for field in schema.fields}
         assert kinds["vector"] == DataType.FLOAT16_VECTOR
         assert kinds["f_price"] == DataType.INT64 and kinds["f_weight"] == DataType.DOUBLE

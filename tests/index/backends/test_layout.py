@@ -45,7 +45,7 @@ FIELDS = {
 
 
 def test_each_kind_of_field_has_its_places():
-    layout = Layout.of(table_of(FIELDS))
+    layout = Layout.of([table_of(FIELDS)])
     places = {
         field.name: (field.kind, field.value, field.compared, field.folded, field.number) for field in layout.fields
     }
@@ -64,7 +64,7 @@ def test_each_kind_of_field_has_its_places():
 
 def test_values_come_back():
     table = table_of(FIELDS)
-    layout = Layout.of(table)
+    layout = Layout.of([table])
     first, second = rows_of(table, layout)
     assert layout.values(first) == {
         name: values[0] for name, values in FIELDS.items()
@@ -80,11 +80,11 @@ def test_values_come_back():
 @pytest.mark.parametrize("most", [7, 8, 10, 64])
 def test_fields_beyond_the_columns_go_into_json(most):
     table = table_of(FIELDS)
-    layout = Layout.of(table, most_columns=most)
+    layout = Layout.of([table], most_columns=most)
     rows = rows_of(table, layout)
     assert len(set(rows[0]) | set(rows[1])) <= most
     assert [layout.values(row) for row in rows] == [
-        Layout.of(table).values(row) for row in rows_of(table, Layout.of(table))
+        Layout.of([table]).values(row) for row in rows_of(table, Layout.of([table]))
     ]
     assert set(layout.lengths) <= set(rows[0])
 
@@ -92,7 +92,7 @@ def test_fields_beyond_the_columns_go_into_json(most):
 def test_text_is_cut_to_what_a_column_holds_at_a_whole_character():
     long = "ü" * MAX_BYTES
     table = table_of({"note": [long, "short"]})
-    layout = Layout.of(table)
+    layout = Layout.of([table])
     row = rows_of(table, layout)[0]
     assert row["f_note"] == "ü" * (MAX_BYTES // 2)
     assert layout.lengths["f_note"] == MAX_BYTES
@@ -100,21 +100,21 @@ def test_text_is_cut_to_what_a_column_holds_at_a_whole_character():
 
 
 def test_lengths_are_bytes_with_room():
-    layout = Layout.of(table_of({"note": ["ü" * 100]}, ids=["x" * 70]))
+    layout = Layout.of([table_of({"note": ["ü" * 100]}, ids=["x" * 70])])
     assert (layout.lengths["f_note"], layout.lengths["id"]) == (256, 128)
 
 
 def test_an_id_that_is_too_long_is_named():
     with pytest.raises(InputError, match=r"id 'xxxx.*'… has 65,536 bytes; Milvus holds at most 65,535"):
-        Layout.of(table_of({"n": [1]}, ids=["x" * 65_536]))
+        Layout.of([table_of({"n": [1]}, ids=["x" * 65_536])])
 
 
 def test_half_precision_is_half_precision():
     table = table_of({"n": [1]})
-    [row] = rows_of(table, Layout.of(table, is_half=True))
+    [row] = rows_of(table, Layout.of([table], is_half=True))
     assert row["vector"].dtype == np.float16
 
 
 def test_an_unknown_field_lists_the_known():
     with pytest.raises(InputError, match="group_by: unknown field 'x'; the fields of this index are: n"):
-        Layout.of(table_of({"n": [1]})).field("x", said_of="group_by: ")
+        Layout.of([table_of({"n": [1]})]).field("x", said_of="group_by: ")

@@ -7,7 +7,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
-import index.encoding.assemble
+import index.parquet
 from fanoise.catalog import Item
 from fanoise.errors import CatalogError
 from index.encoding.assemble import assemble
@@ -54,7 +54,7 @@ def fields(out):
 
 
 def test_all_rows_come_in_their_order(shards_of, assembled, monkeypatch):
-    monkeypatch.setattr(index.encoding.assemble, "_ROW_GROUP", 6)
+    monkeypatch.setattr(index.parquet, "GROUP_ROWS", 8)
     rows = [Item(id=f"r{i}", text=f"thing {i}", fields={"n": i}) for i in range(21)]
     out, result = assembled(shards_of(rows))
     table = read_items(out / "items.parquet")
