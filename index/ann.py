@@ -42,7 +42,7 @@ def write_ann(
         rows_recall: what is to be reached for sampled rows, as `ann_overlap` was measured before; default `recall`.
     Raises: InputError for a factory that does not suit the vectors, or the memory.
     """
-    vectors = VectorStore.open(stage / VECTORS)
+    vectors = VectorStore.open(stage / VECTORS, in_passing=True)
     choice = choose_factory(factory, len(vectors), vectors.dim, precision=vectors.precision, recall=recall)
     index = train_index(choice.factory, vectors)
     measured = tune_and_measure(index, vectors, recall=recall, queries=queries, rows_recall=rows_recall)

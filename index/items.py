@@ -115,13 +115,16 @@ class Items:
         self._file.close()
 
     def column(self, name: str) -> pa.Array:
-        """A field of all rows, read anew. Raises InputError for an unknown one, or one of more than 2 GB of text."""
+        """A field of all rows, read anew. Raises InputError for an unknown one, or one with 2 GB of text."""
         if name not in self.field_names:
             raise unknown_field(name, self.field_names)
-        column = pc.struct_field(self.table([f"fields.{name}"])["fields"], [name]).combine_chunks()
-        if isinstance(column, pa.ChunkedArray):  # pyarrow keeps chunks only where one array cannot hold the text
-            raise InputError(f"the field {name!r} holds more than 2 GB of text, too much to filter or group by")
-        return column
+        column = pc.struct_field(self.table([f"fields.{name}"])["fields"], [name])
+        try:
+            return pa.concat_arrays(column.chunks)
+        except pa.ArrowInvalid as error:
+            raise InputError(
+                f"the field {name!r} holds more text (2 GB) than can be filtered or grouped by; use another"
+            ) from error
 
     def fields_of(self, rows: Sequence[int]) -> list[dict[str, Any]]:
         """Raises: ArtifactError for a file that was damaged since it was opened."""
@@ -186,7 +189,11 @@ def concat_items(tables: Sequence[pa.Table]) -> pa.Table:
 
 def printable_text(text: str) -> str:
     """Text that every encoder can take: lone surrogates (undecodable file names, JSON escapes) become escapes."""
-    return text.encode("utf-8", "backslashreplace").decode("utf-8")
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return text.encode("utf-8", "backslashreplace").decode("utf-8")
+    return text  # and no copy of it
 
 
 def json_value(value: Any) -> Any:

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import Any, Self
 
 import numpy as np
 import pyarrow as pa
@@ -91,11 +91,11 @@ class Rows:
         self._kept_bytes = 0
         self._lock = threading.Lock()
 
-    def take(self, rows: Sequence[int]) -> list[dict[str, object]]:
+    def take(self, rows: Sequence[int]) -> list[dict[str, Any]]:
         """The rows, each with its columns by name. Raises: as `read_parquet`."""
         numbers = np.searchsorted(self._ends, rows, side="right")
         groups = {number: self._group(number) for number in dict.fromkeys(numbers.tolist())}
-        found: list[dict[str, object]] = []
+        found: list[dict[str, Any]] = []
         for row, number in zip(rows, numbers.tolist(), strict=True):
             place = row - int(self._ends[number]) + len(groups[number])
             found += groups[number].slice(place, 1).to_pylist()

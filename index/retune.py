@@ -27,7 +27,7 @@ def tune_index(folder: str | Path, *, recall: float | None = None, queries: Quer
         for problem in old.file_problems(writer.folder, names=(VECTORS, FAISS_INDEX)):
             raise ArtifactError(f"{problem}; restore it or rebuild the index with {REBUILD}")
         index = read_index(writer.current / FAISS_INDEX, rows=old.count, dim=old.dim, factory=old.factory)
-        vectors = VectorStore.open(writer.current / VECTORS)
+        vectors = VectorStore.open(writer.current / VECTORS, in_passing=True)
         target = old.tuning.get("target", RECALL) if recall is None else recall
         measured = tune_and_measure(index, vectors, recall=target, queries=queries)
         if not measured["search"]:

@@ -8,6 +8,7 @@ for a row of 256 normal numbers.
 """
 
 import io
+import mmap
 import os
 import threading
 from collections.abc import Iterator
@@ -32,17 +33,26 @@ _loading = threading.Lock()
 
 
 class VectorStore:
-    """The rows of a `vectors.npy`, memory-mapped: only what is asked for is read. Threads may share one."""
+    """The rows of a `vectors.npy`, memory-mapped: only what is asked for is read. Threads may share one.
 
-    def __init__(self, stored: np.ndarray) -> None:
-        self._stored = stored
+    Args:
+        mapped: the memory behind `stored`, where pages are to go again: each read lets go of those that earlier ones
+            have mapped, which else stay in the process's memory until the system needs it. A view stays valid.
+    """
+
+    def __init__(self, stored: np.ndarray, *, mapped: mmap.mmap | None = None) -> None:
+        self._stored, self._mapped = stored, mapped
         self.precision: Precision = _PRECISION_OF[stored.dtype]
         self.shape: tuple[int, int] = stored.shape
         """(N, D)"""
 
     @classmethod
-    def open(cls, path: Path) -> Self:
-        """Raises ArtifactError for a file that is no matrix at one of the three precisions."""
+    def open(cls, path: Path, *, in_passing: bool = False) -> Self:
+        """Raises ArtifactError for a file that is no matrix at one of the three precisions.
+
+        Args:
+            in_passing: keep no pages of what has been read, as suits a build, which goes through all rows a few times.
+        """
         try:
             stored = load_array(path, mmap_mode="r")
         except (OSError, EOFError, ValueError) as error:
@@ -52,7 +62,8 @@ class VectorStore:
             raise ArtifactError(f"{path} holds {what}; it must hold rows of float32, float16 or int8")
         if not stored.flags.c_contiguous:
             raise ArtifactError(f"{path} is stored column by column; it must be row by row")
-        return cls(np.asarray(stored))  # still the mapped memory, without the cost of slicing a memmap object
+        mapped = stored.base if in_passing and isinstance(stored.base, mmap.mmap) else None
+        return cls(np.asarray(stored), mapped=mapped)  # still mapped, without the cost of slicing a memmap object
 
     def __len__(self) -> int:
         return self.shape[0]
@@ -63,7 +74,7 @@ class VectorStore:
 
     def rows(self, rows: np.ndarray | slice) -> np.ndarray:
         """float32 [R, D], unit rows; a read-only view of the file where nothing has to be converted."""
-        return _as_unit_rows(self._stored[rows])
+        return _as_unit_rows(self.stored(rows))
 
     def blocks(self, size: int = _BLOCK_ROWS) -> Iterator[tuple[int, np.ndarray]]:
         """(first row, float32 [≤ size, D]) over all rows, in order."""
@@ -72,13 +83,15 @@ class VectorStore:
 
     def faulty(self, rows: slice) -> np.ndarray:
         """Positions, from the slice's start, of rows that no VectorWriter stores: not finite, or not of length 1."""
-        stored = self._stored[rows]
+        stored = self.stored(rows)
         if self.precision == "int8":
             return np.flatnonzero(np.abs(stored.astype(np.int16)).max(axis=1) != 127)
         return non_unit_rows(stored.astype(np.float32, copy=False))
 
     def stored(self, rows: np.ndarray | slice) -> np.ndarray:
         """The rows as they are in the file, to be copied into another one of the same precision."""
+        if self._mapped is not None:
+            self._mapped.madvise(mmap.MADV_DONTNEED)
         return self._stored[rows]
 
 

@@ -259,7 +259,7 @@ class _Current:
 
     @property
     def vectors(self) -> VectorStore:
-        return VectorStore.open(self.folder / VECTORS)
+        return VectorStore.open(self.folder / VECTORS, in_passing=True)
 
     def matching(self, where: Mapping[str, Any]) -> np.ndarray:
         """bool [N] of what a search finds. Raises InputError, as a search does."""
@@ -353,7 +353,7 @@ def _refusal(existing: Existing, count: int, names: tuple[str, str], known: set[
 def _join(writer: Writer, current: _Current, new: Path, replaced: np.ndarray, queries: Queries) -> dict[str, Any]:
     """Write the files of both, one after the other, into the stage; returns what the manifest says of index.faiss."""
     stage, old = writer.stage, current.manifest
-    new_vectors = VectorStore.open(new / VECTORS)
+    new_vectors = VectorStore.open(new / VECTORS, in_passing=True)
     with VectorWriter(stage / VECTORS, old.dim, old.precision) as vectors:
         vectors.copy(current.vectors)
         vectors.copy(new_vectors)
@@ -364,7 +364,7 @@ def _join(writer: Writer, current: _Current, new: Path, replaced: np.ndarray, qu
     recall = old.tuning.get("target", RECALL)
     add_rows(ann, new_vectors)  # every type that read_index takes can be added to
     write_index(ann, stage / FAISS_INDEX)
-    joined = VectorStore.open(stage / VECTORS)
+    joined = VectorStore.open(stage / VECTORS, in_passing=True)
     overlap = measure_overlap(ann, joined)
     if overlap >= old.ann_overlap - _LEAST_LOSS:
         return {"ann_overlap": overlap}

@@ -81,7 +81,7 @@ def assemble(
     _check_rejects(folder / REJECTS, count, rejected, max_rejects)
     with VectorWriter(folder / VECTORS, dim, precision) as vectors:
         for shard, mask in zip(shards, kept, strict=True):
-            vectors.copy(VectorStore.open(shard / VECTORS), np.flatnonzero(mask))
+            vectors.copy(VectorStore.open(shard / VECTORS, in_passing=True), np.flatnonzero(mask))
     field = None if firsts is None or skips else (DUPLICATE_OF, firsts)
     join_items(folder / ITEMS, [shard / ITEMS for shard in shards], kept, field=field)
     duplicates = 0 if firsts is None else sum(len(ids) - ids.null_count for ids in firsts)

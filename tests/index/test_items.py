@@ -1,6 +1,8 @@
+import numpy as np
 import pyarrow as pa
 import pytest
 
+from fanoise.errors import ArtifactError, InputError
 from index.items import Items, ItemWriter, concat_items, read_items, write_items
 
 
@@ -73,3 +75,56 @@ def test_a_digest_that_is_none_never_becomes_a_path(tmp_path, name):
     writer.write(tmp_path / "a.parquet")
     with pytest.raises(ValueError, match="thumbnail_sha256"):
         Items.read(tmp_path / "a.parquet")
+
+
+def test_fields_are_read_when_asked_for_also_of_a_file_that_is_gone(tmp_path):
+    path = tmp_path / "a.parquet"
+    table(path, {"n": 1, "a.b": "x", "a": {"b": 2}}, {"n": 2, "a.b": "y", "a": None})
+    items = Items.read(path)
+    path.unlink()
+    assert items.fields_of([1, 0, 1]) == [
+        {"n": 2, "a.b": "y", "a": None},
+        {"n": 1, "a.b": "x", "a": {"b": 2}},
+        {"n": 2, "a.b": "y", "a": None},
+    ]
+    assert items.column("n").to_pylist() == [1, 2]
+    assert items.column("a.b").to_pylist() == ["x", "y"], "which is not b of a"
+    assert items.column("a").to_pylist() == [{"b": 2}, None]
+    assert [piece.column_names for piece in items.pieces(["id", "text"])] == [["id", "text"]]
+    with pytest.raises(InputError, match=r"unknown field 'b'; the fields of this index are: n, a\.b, a"):
+        items.column("b")
+
+
+def test_items_without_fields_have_none(tmp_path):
+    table(tmp_path / "a.parquet", {}, {})
+    items = Items.read(tmp_path / "a.parquet")
+    assert (items.field_names, items.fields_of([1, 0])) == ([], [{}, {}])
+
+
+def test_a_file_that_is_damaged_after_it_was_opened_is_named(tmp_path):
+    path = tmp_path / "a.parquet"
+    table(path, *({"n": "x" * 50 + str(number)} for number in range(100)))
+    items = Items.read(path)
+    with path.open("r+b") as file:
+        file.write(bytes(path.stat().st_size))
+    for read in (lambda: items.fields_of([3]), lambda: items.column("n"), lambda: list(items.pieces(["fields"]))):
+        with pytest.raises(ArtifactError, match=r"a\.parquet cannot be read .* rebuild the index"):
+            read()
+
+
+def test_fields_that_are_no_struct_are_refused(tmp_path):
+    whole = table(tmp_path / "a.parquet", {"n": 1})
+    write_items(tmp_path / "b.parquet", whole.set_column(whole.column_names.index("fields"), "fields", pa.array([1])))
+    with pytest.raises(ValueError, match="its fields are no struct"):
+        Items.read(tmp_path / "b.parquet")
+
+
+def test_a_field_too_large_to_filter_by_is_named(tmp_path, monkeypatch):
+    table(tmp_path / "a.parquet", {"n": "x"})
+    items = Items.read(tmp_path / "a.parquet")
+    size = 3 << 29
+    buffers = [None, pa.py_buffer(np.array([0, size], np.int32)), pa.py_buffer(np.zeros(size, np.uint8))]  # untouched
+    half = pa.StructArray.from_arrays([pa.Array.from_buffers(pa.string(), 1, buffers)], names=["n"])
+    monkeypatch.setattr(items, "table", lambda columns: pa.table({"fields": pa.chunked_array([half, half])}))
+    with pytest.raises(InputError, match=r"the field 'n' holds more text \(2 GB\) than can be filtered"):
+        items.column("n")

@@ -2,6 +2,7 @@ import gc
 import io
 import threading
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -232,3 +233,35 @@ def test_threads_may_load_arrays_at_once(tmp_path):
         gc.callbacks.remove(pause)
         gc.set_threshold(*thresholds)
     assert failures == []
+
+
+def resident_bytes(path):
+    """How much of a file is mapped into this process and in its memory."""
+    size, is_ours = 0, False
+    for line in Path("/proc/self/smaps").read_text().splitlines():
+        if line.split(" ", 1)[0].count("-") == 1:
+            is_ours = line.endswith(str(path))
+        elif is_ours and line.startswith("Rss:"):
+            size += 1024 * int(line.split()[1])
+    return size
+
+
+@pytest.mark.skipif(not Path("/proc/self/smaps").exists(), reason="the system does not say what is resident")
+def test_what_is_read_in_passing_does_not_stay_in_memory(tmp_path):
+    vectors = unit_rows(32_768, dim=128)
+    path = tmp_path / "v.npy"
+    write(path, vectors)
+    gc.collect()
+    store, sizes, views = VectorStore.open(path, in_passing=True), [], []
+    for start, block in store.blocks(1024):
+        assert np.array_equal(block, vectors[start : start + 1024])
+        views.append(block)
+        sizes.append(resident_bytes(path))
+    assert 0 < max(sizes) < vectors.nbytes / 2  # the system maps some more around what is read
+    assert np.array_equal(np.concatenate(views), vectors), "views are read again where they are looked at"
+    assert resident_bytes(path) >= vectors.nbytes
+    store.rows(np.array([5, 3, 5]))
+    assert resident_bytes(path) < vectors.nbytes / 2
+    plain = VectorStore.open(path)
+    assert sum(float(block.sum()) for _, block in plain.blocks(1024)) != 0
+    assert resident_bytes(path) >= vectors.nbytes
