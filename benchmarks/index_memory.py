@@ -26,6 +26,7 @@ from tempfile import TemporaryDirectory
 from timing import show
 
 PHASES = ("start", "reading", "joining", "index.faiss", "committing")
+FIGURES = ("private", "mapped", "resident", "/ rows")
 COMMANDS = ("search", "add", "delete", "compact", "export")
 _CATALOG = "vectors.parquet"
 _MORE = "more.parquet"
@@ -44,6 +45,9 @@ def main() -> None:
     parser.add_argument(
         "--commands", nargs="+", default=[], choices=COMMANDS, help="run with each index, in this order (default: none)"
     )
+    parser.add_argument(
+        "--only-faiss", action="store_true", help="make index.faiss of a finished vectors.npy: where builds peak"
+    )
     parser.add_argument("--folder", type=Path, help="where 3 to 4 times the rows find room (default: as tempfile)")
     parser.add_argument("--child", nargs=4, help=argparse.SUPPRESS)  # command, folder of catalogues, index, factory
     options = parser.parse_args()
@@ -54,6 +58,14 @@ def main() -> None:
     vectors, text = options.rows * options.dim * 4, options.rows * options.text
     with TemporaryDirectory(dir=options.folder) as name:
         folder = Path(name)
+        if options.only_faiss:
+            write_vectors(folder / "vectors.npy", options)
+            found = [
+                (factory, *highest(*watch("faiss", folder, factory, options), vectors)) for factory in options.factory
+            ]
+            print(f"index.faiss of {options.rows:,} × {options.dim}: vectors of {vectors / 1e6:.0f} MB; peaks in MB")
+            show(("factory", *FIGURES), found)
+            return
         write_catalog(folder / _CATALOG, options.rows, options.dim, options.text)
         write_catalog(folder / _MORE, _ADDED, options.dim, options.text, first=options.rows)
         builds, changes = [], []
@@ -66,11 +78,10 @@ def main() -> None:
                 changes.append((command, factory, *highest(*found, vectors + text)))
     what = f"vectors of {vectors / 1e6:.0f} MB, texts of {text / 1e6:.0f} MB"
     print(f"{options.rows:,} × {options.dim} at {options.precision}: {what}; peaks in MB")
-    figures = ("private", "mapped", "resident", "/ rows")
-    show(("build", *PHASES, *figures), builds)
+    show(("build", *PHASES, *FIGURES), builds)
     if changes:
         print()
-        show(("command", "factory", *figures), changes)
+        show(("command", "factory", *FIGURES), changes)
 
 
 @dataclass
@@ -106,6 +117,16 @@ def write_catalog(path: Path, count: int, dim: int, text: int, *, first: int = 0
                 letters[:, ::8] = 32
                 texts = [line.tobytes().decode() for line in letters]
             writer.write_batch(pa.record_batch([pa.array(ids), pa.array(texts), column], schema=schema))
+
+
+def write_vectors(path: Path, options: argparse.Namespace) -> None:
+    from index_data import Synthetic
+
+    from index.store import VectorWriter
+
+    with VectorWriter(path, options.dim, options.precision) as vectors:
+        for block in Synthetic(options.rows, options.dim).blocks():
+            vectors.append(block)
 
 
 def watch(command: str, folder: Path, factory: str, options: argparse.Namespace) -> tuple[dict[str, Memory], int]:
@@ -157,6 +178,7 @@ def run(command: str, folder: str, out: str, factory: str, dim: int, precision: 
     import numpy as np
     import torch
 
+    from index.ann import write_ann
     from index.build import Build
     from index.export import export_index
     from index.search import Index
@@ -187,6 +209,8 @@ def run(command: str, folder: str, out: str, factory: str, dim: int, precision: 
             vectors="vector",
             precision=precision,  # type: ignore[arg-type]
         ).run()
+    elif command == "faiss":
+        write_ann(Path(folder), factory)
     elif command == "search":
         Index.open(out).find(GivenVectors().encode([None]), 10)
     elif command == "add":

@@ -14,8 +14,9 @@ from index.items import printable_text
 from index.manifest import CatalogRef
 
 SHARD_ROWS = 4096
-_SHARD_BYTES = 256 << 20
-"""A shard ends before its rows where they hold this much: images inside the catalogue."""
+_SHARD_BYTES = 64 << 20
+"""A shard ends before its rows where they hold this much: long texts, images inside the catalogue. Three shards are in
+memory at once, and what is written of one as well."""
 
 
 @dataclass(frozen=True)
