@@ -1,9 +1,11 @@
 import numpy as np
 import pytest
 
+import index.parquet
 from fanoise.errors import InputError
 from index.factory import train_index
 from index.held_out import HeldOut, measure_overlap, read_queries, text_queries
+from index.items import ItemWriter
 from index.store import VectorStore
 
 
@@ -85,3 +87,23 @@ def test_a_bad_query_file_is_one_clear_line(tmp_path, content, message):
         read_queries(tmp_path / "q.txt")
     with pytest.raises(InputError, match="no such file"):
         read_queries(tmp_path / "none.txt")
+
+
+def test_texts_of_the_catalogue_are_distinct_drawn_over_all_and_the_same_again(embedder, tmp_path, monkeypatch):
+    monkeypatch.setattr(index.parquet, "GROUP_ROWS", 7)
+    drawn = []
+    monkeypatch.setattr(embedder, "encode", lambda items, role: drawn.append([item.text for item in items]) or items)
+    items = ItemWriter()
+    for row in range(400):
+        text = None if row % 5 == 0 else " " if row % 5 == 1 else f"text {row // 2}"
+        items.append(id=str(row), text=text, image=None, thumbnail_sha256=None, fields={})
+    items.write(tmp_path / "items.parquet")
+    for seed, most in ((0, 30), (0, 30), (1, 30), (0, 999)):
+        text_queries(embedder, None, tmp_path, seed=seed, most=most)
+    first, again, other, everything = drawn
+    assert first == again and set(first) != set(other)
+    assert len(set(first)) == len(first) == 30
+    numbers = [int(text.split()[1]) for text in first]
+    assert min(numbers) < 50 and max(numbers) > 150, "not only of the first rows"
+    assert set(everything) == {f"text {row // 2}" for row in range(400) if row % 5 > 1}
+    assert len(everything) == len(set(everything))
