@@ -20,7 +20,7 @@ from trainer.epochs import Epochs
 from trainer.gradcache import Side
 from trainer.pair_table import Pair, PairTable
 from trainer.pairs import equal_keys
-from trainer.sources import load_pairs, matching, short_names
+from trainer.sources import load_pairs, matching_each, short_names
 
 
 class BatchPlan:
@@ -217,7 +217,7 @@ def needs_complete_chunks(embedder: Embedder, config: RunConfig, processes: int)
 
 def load_plan(config: RunConfig) -> BatchPlan:
     """Read `data.pairs`; of a pattern every file has the pattern's weight."""
-    found = [matching(pattern) for pattern in config.data.pairs]
+    found = matching_each(config.data.pairs)
     weights = config.data.weights
     if weights is not None:
         weights = [weight for weight, sources in zip(weights, found, strict=True) for _ in sources]
@@ -228,7 +228,7 @@ def load_plan(config: RunConfig) -> BatchPlan:
 
 def load_validation(config: RunConfig) -> list[tuple[str, PairTable]]:
     """The tables of `validation.pairs`, each with a short name of its own."""
-    sources = [source for pattern in config.validation.pairs for source in matching(pattern)]
+    sources = [source for found in matching_each(config.validation.pairs) for source in found]
     tables = load_pairs(sources, config, max_pairs=config.validation.max_pairs)
     return list(zip(short_names(sources), tables, strict=True))
 

@@ -73,8 +73,8 @@ class DataConfig:
     """The pairs to learn from."""
 
     pairs: list[str]
-    """CSV, JSONL or Parquet files of pairs, or MMEB-train's Parquet files, or patterns (*, **) for them;
-    hf://datasets/OWNER/NAME/FILE is fetched from the hub."""
+    """CSV, JSONL or Parquet files of pairs, or MMEB-train's Parquet files, or patterns (*, **) for them; what is at
+    hf://datasets/OWNER/NAME/FILE, or /PATTERN, is fetched from the hub."""
     images: str | None = None
     """Folder in which the image paths of MMEB-train files start; other files name images relative to themselves."""
     weights: list[float] | None = None

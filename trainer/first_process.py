@@ -10,7 +10,7 @@ import torch.distributed as dist
 from fanoise.distributed import rank, world_size
 from fanoise.errors import ArtifactError, CatalogError, ConfigError, InputError, TrainingError, one_line
 
-_KINDS = {kind.__name__: kind for kind in (ArtifactError, CatalogError, ConfigError, InputError, TrainingError)}
+KINDS = {kind.__name__: kind for kind in (ArtifactError, CatalogError, ConfigError, InputError, TrainingError)}
 
 
 def on_first_process(action: Callable[[], Any], device: torch.device) -> Any:
@@ -30,7 +30,7 @@ def on_first_process(action: Callable[[], Any], device: torch.device) -> Any:
     if failure is not None:
         raise failure
     if "error" in answer:
-        raise _KINDS.get(answer["kind"], TrainingError)(answer["error"])
+        raise KINDS.get(answer["kind"], TrainingError)(answer["error"])
     return answer["found"]
 
 

@@ -4,28 +4,34 @@ import copy
 import mmap
 import os
 import tempfile
-from array import array
-from collections.abc import Iterable, Iterator, Sequence
+import weakref
+from bisect import bisect_right
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from hashlib import blake2b
-from itertools import islice
 from pathlib import Path
-from typing import NamedTuple, overload
+from typing import Any, NamedTuple, overload
 
 import numpy as np
 import pyarrow as pa
 
 from fanoise.catalog import Item
 from fanoise.errors import CatalogError
-
-Content = tuple[str | None, str | None]
-"""A text, and an image's path as the file has it; what is missing is None, never ''."""
-_SCHEMA = pa.schema(
-    [(f"{side}_{kind}", pa.string()) for side in ("query", "positive") for kind in ("text", "image")]
-    + [(f"negative_{kind}", pa.list_(pa.string())) for kind in ("text", "image")]
-    + [("group", pa.string())]
+from trainer.pair_columns import (
+    SCHEMA,
+    PairRow,
+    batch_keys,
+    batch_of_rows,
+    content_key,
+    group_key,
+    names_images,
+    without_equal_negatives,
 )
-_BATCH_ROWS = 4096
+
+BATCH_ROWS = 4096
+_BATCH_BYTES = 64 * 2**20
+"""Of images: so many are in memory at a time."""
+_KEYS = [pa.field(name, pa.int64()) for name in ("query_key", "positive_key", "group_key")]
+_STORED = pa.schema([*SCHEMA, *_KEYS])
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,20 +45,38 @@ class Pair:
     """Pairs of one non-empty group answer each other's queries."""
 
 
-class PairRow(NamedTuple):
-    """A checked row of a pair file."""
+@dataclass(frozen=True)
+class StoredImage:
+    """An image that was in a pair file, and lies in its table's file on disk until it is read."""
 
-    query: Content
-    positive: Content
-    negatives: Sequence[Content] = ()
-    group: str = ""
+    cell: Any
+    name: str
+
+    def read(self) -> bytes:
+        return bytes(self.cell.as_py())
+
+    def __str__(self) -> str:
+        return self.name
+
+
+class Handle(NamedTuple):
+    """By which another process of the machine opens a table; fits into JSON."""
+
+    path: str
+    """Of the writer's open file: good for as long as the writer has the table."""
+    identity: tuple[int, int, int]
+    """Device, inode and size: where processes do not see each other, the path may lead to another file."""
+    name: str
+    images: str
+    names_images: bool
+    equal_negatives: int
 
 
 class PairTable(Sequence[Pair]):
     """The pairs of one file; `table[row]` builds a `Pair`, of which nothing stays in memory but 28 bytes.
 
-    The rows lie in an Arrow file without a name: it is gone with the last process that has it open, however that ends.
-    Forked data workers share it; every training process of a machine writes its own, into TMPDIR.
+    The rows lie in an Arrow file without a name, in TMPDIR: it is gone with the last process that has it open, however
+    that ends. Forked data workers share it, and so do processes that open its `handle`.
     """
 
     name: str
@@ -60,44 +84,88 @@ class PairTable(Sequence[Pair]):
     keys: np.ndarray
     """[N, 3] int64 of query, positive and group: equal where the content is, in any file; 0 is no group."""
     names_images: bool
-    """Whether any row has an image."""
+    """Whether any row names an image by its path."""
     equal_negatives: int
     """Mined negatives that were left out because they are their own pair's positive."""
+    handle: Handle
     _images: Path
     _batches: list[pa.RecordBatch]
+    _starts: list[int]
     _rows: np.ndarray
 
     @classmethod
     def store(cls, rows: Iterable[PairRow], *, path: Path, images: Path) -> "PairTable":
+        """`write` the checked rows of a file."""
+        return cls.write(map(batch_of_rows, parts(rows)), path=path, images=images)
+
+    @classmethod
+    def write(
+        cls,
+        batches: Iterable[pa.RecordBatch],
+        *,
+        path: Path,
+        images: Path,
+        on_rows: Callable[[int], object] = lambda count: None,
+    ) -> "PairTable":
         """Write the checked rows of the file `path`, whose image paths start in `images`.
 
+        Args:
+            batches: of `pair_columns.SCHEMA`; negatives may still equal their positive.
+            on_rows: called with the number of rows written since the last call.
         Raises: CatalogError for a file without rows, and where there is no room for them.
         """
-        table, keys = cls(), array("q")
-        table.name = "/".join(path.parts[-2:])  # the files of a benchmark's sets share one name; folders differ
-        table.names_images, table.equal_negatives, table._images = False, 0, images
         root = os.path.abspath(images)  # noqa: PTH100  # resolve() asks the disk
+        count, equal, named = 0, 0, False
         try:
             with tempfile.TemporaryFile() as file:
-                with pa.ipc.new_file(file, _SCHEMA) as writer:
-                    for part in _parts(iter(rows)):
-                        for row in part:
-                            keys.extend(_row_keys(row, root))
-                            table.equal_negatives += row.negatives.count(row.positive)
-                            table.names_images = table.names_images or _names_image(row)
-                        writer.write_batch(_record_batch(part))
-                if not keys:
+                with pa.ipc.new_file(file, _STORED) as writer:
+                    for batch in batches:
+                        batch, left_out = without_equal_negatives(batch)
+                        keys = batch_keys(batch, root)
+                        writer.write_batch(pa.record_batch([*batch.columns, *map(pa.array, keys.T)], _STORED))
+                        count, equal, named = count + len(batch), equal + left_out, named or names_images(batch)
+                        on_rows(len(batch))
+                if not count:
                     raise CatalogError(f"{path}: no pairs in this file; it needs at least one row")
                 file.flush()
-                mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+                # the files of a benchmark's sets share one name; folders differ
+                return cls._map(os.dup(file.fileno()), "/".join(path.parts[-2:]), images, named, equal)
         except OSError as error:
             raise CatalogError(
                 f"{path}: its pairs cannot be written to {tempfile.gettempdir()} ({error.strerror or error}); "
                 "make room there, or set TMPDIR to another folder"
             ) from None
+
+    @classmethod
+    def open(cls, handle: Handle) -> "PairTable":
+        """The table that another process of this machine has written and still has. Raises: OSError."""
+        descriptor = os.open(handle.path, os.O_RDONLY)
+        if _identity(descriptor) != tuple(handle.identity):
+            os.close(descriptor)
+            raise FileNotFoundError(f"{handle.path} is another file")
+        return cls._map(descriptor, handle.name, Path(handle.images), handle.names_images, handle.equal_negatives)
+
+    @classmethod
+    def _map(cls, descriptor: int, name: str, images: Path, names_images: bool, equal_negatives: int) -> "PairTable":
+        """Takes over the descriptor."""
+        table = cls()
+        table.name, table.names_images, table.equal_negatives = name, names_images, equal_negatives
+        table._images = images
+        mapped = mmap.mmap(descriptor, 0, access=mmap.ACCESS_READ)
+        weakref.finalize(mapped, os.close, descriptor)
+        table.handle = Handle(
+            f"/proc/{os.getpid()}/fd/{descriptor}",
+            _identity(descriptor),
+            name,
+            str(images),
+            names_images,
+            equal_negatives,
+        )
         reader = pa.ipc.open_file(pa.py_buffer(mapped))
-        table._batches = [reader.get_batch(number) for number in range(reader.num_record_batches)]
-        table.keys = np.array(keys).reshape(-1, 3)
+        stored = [reader.get_batch(number) for number in range(reader.num_record_batches)]
+        table._batches = [batch.select(SCHEMA.names) for batch in stored]
+        table._starts = np.cumsum([0, *map(len, stored[:-1])]).tolist()
+        table.keys = np.concatenate([np.stack([batch.column(key.name) for key in _KEYS], axis=1) for batch in stored])
         table._rows = np.arange(len(table.keys), dtype=np.int32)
         return table
 
@@ -123,72 +191,52 @@ class PairTable(Sequence[Pair]):
         if isinstance(index, slice):
             return [self[number] for number in range(len(self))[index]]
         row = int(self._rows[index])
-        batch, place = divmod(row, _BATCH_ROWS)
-        query_text, query_image, positive_text, positive_image, texts, images, group = (
-            column[place].as_py() for column in self._batches[batch].columns
-        )
+        batch = bisect_right(self._starts, row) - 1
+        place = row - self._starts[batch]
+        cells = [column[place] for column in self._batches[batch].columns]
         name = f"{self.name}:{row + 1}"
-        return Pair(
-            query=self._item(name, query_text, query_image),
-            positive=self._item(name, positive_text, positive_image),
-            negatives=tuple(self._item(name, text, image) for text, image in zip(texts, images, strict=True)),
-            group=group,
-        )
+        query, positive = self._item(name, *cells[:3]), self._item(name, *cells[3:6])
+        negatives = tuple(self._item(name, *each) for each in zip(*cells[6:9], strict=True))
+        return Pair(query=query, positive=positive, negatives=negatives, group=cells[9].as_py())
 
-    def _item(self, name: str, text: str | None, image: str | None) -> Item:
-        return Item(id=name, text=text, image=None if image is None else self._images / image)
+    def _item(self, name: str, text: Any, path: Any, data: Any) -> Item:
+        image: Path | StoredImage | None = None
+        if data.is_valid:
+            image = StoredImage(data, name)
+        elif path.is_valid:
+            image = self._images / path.as_py()
+        return Item(id=name, text=text.as_py(), image=image)
 
 
 def pair_keys(pair: Pair) -> tuple[int, int, int]:
-    """The row of `PairTable.keys` that belongs to this pair, whose images are paths."""
-    query, positive = (
-        _content_key(item.text, None if item.image is None else os.path.abspath(str(item.image)))  # noqa: PTH100
-        for item in (pair.query, pair.positive)
-    )
-    return query, positive, _group_key(pair.group)
+    """The row of `PairTable.keys` that belongs to this pair, whose images are paths or stored."""
+    return _item_key(pair.query), _item_key(pair.positive), group_key(pair.group)
 
 
-def _row_keys(row: PairRow, root: str) -> tuple[int, int, int]:
-    return _stored_key(row.query, root), _stored_key(row.positive, root), _group_key(row.group)
-
-
-def _stored_key(content: Content, root: str) -> int:
-    text, image = content
-    # what os.path.abspath would make of it, without asking for the working directory every time
-    return _content_key(text, None if image is None else os.path.normpath(os.path.join(root, image)))  # noqa: PTH118
-
-
-def _content_key(text: str | None, image: str | None) -> int:
-    return _hash(f"{len(text or '')} {text or ''}{image or ''}")
-
-
-def _group_key(group: str) -> int:
-    return _hash(group) if group else 0
-
-
-def _hash(value: str) -> int:
-    """64 bits, the same in every process; two of a million values are equal by chance in 1 of 37 million files."""
-    return int.from_bytes(blake2b(value.encode(), digest_size=8).digest(), "little", signed=True)
-
-
-def _names_image(row: PairRow) -> bool:
-    return any(image is not None for _, image in (row.query, row.positive, *row.negatives))
-
-
-def _parts(rows: Iterator[PairRow]) -> Iterator[list[PairRow]]:
-    while part := list(islice(rows, _BATCH_ROWS)):
+def parts(rows: Iterable[PairRow]) -> Iterator[list[PairRow]]:
+    """A few thousand rows at a time, fewer where they have images of their own."""
+    part: list[PairRow] = []
+    size_bytes = 0
+    for row in rows:
+        part.append(row)
+        size_bytes += sum(
+            len(image) for _, image in (row.query, row.positive, *row.negatives) if isinstance(image, bytes)
+        )
+        if len(part) == BATCH_ROWS or size_bytes >= _BATCH_BYTES:
+            yield part
+            part, size_bytes = [], 0
+    if part:
         yield part
 
 
-def _record_batch(rows: Sequence[PairRow]) -> pa.RecordBatch:
-    negatives = [[content for content in row.negatives if content != row.positive] for row in rows]
-    columns = [
-        [row.query[0] for row in rows],
-        [row.query[1] for row in rows],
-        [row.positive[0] for row in rows],
-        [row.positive[1] for row in rows],
-        [[text for text, _ in contents] for contents in negatives],
-        [[image for _, image in contents] for contents in negatives],
-        [row.group for row in rows],
-    ]
-    return pa.record_batch([pa.array(cells, each.type) for cells, each in zip(columns, _SCHEMA, strict=True)], _SCHEMA)
+def _item_key(item: Item) -> int:
+    if item.image is None:
+        return content_key(item.text, None)
+    if isinstance(item.image, StoredImage):
+        return content_key(item.text, item.image.read())
+    return content_key(item.text, os.path.abspath(str(item.image)))  # noqa: PTH100
+
+
+def _identity(descriptor: int) -> tuple[int, int, int]:
+    found = os.fstat(descriptor)
+    return found.st_dev, found.st_ino, found.st_size

@@ -6,9 +6,13 @@ from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
+from tqdm import tqdm
+
+from fanoise.distributed import rank
 from fanoise.errors import CatalogError, ConfigError
 from trainer.config import RunConfig
-from trainer.hub_files import fetch, is_on_hub
+from trainer.hub_files import fetch, is_on_hub, matching_on_hub
+from trainer.machine import once_per_machine, shared_tables
 from trainer.mmeb import is_mmeb_train, read_mmeb_train
 from trainer.pair_table import PairTable
 from trainer.pairs import read_pairs
@@ -21,22 +25,35 @@ def matching(pattern: str) -> list[str]:
 
     Raises: CatalogError for a pattern that matches no file.
     """
-    if is_on_hub(pattern) or not glob.has_magic(pattern) or Path(pattern).exists():
+    if not glob.has_magic(pattern) or Path(pattern).exists():
         return [pattern]
-    found = sorted(glob.glob(pattern, recursive=True))  # noqa: PTH207  # Path.glob takes no absolute pattern
+    if is_on_hub(pattern):
+        found = matching_on_hub(pattern)
+    else:
+        found = sorted(glob.glob(pattern, recursive=True))  # noqa: PTH207  # Path.glob takes no absolute pattern
     if not found:
         raise CatalogError(f"{pattern}: no file matches this pattern; check the path, or fetch the files first")
     return found
 
 
+def matching_each(patterns: Sequence[str]) -> list[list[str]]:
+    """`matching` of each, as the first process of this machine finds it: what is there may change meanwhile."""
+    return once_per_machine(lambda: [matching(pattern) for pattern in patterns])
+
+
 def load_pairs(sources: Sequence[str], config: RunConfig, *, max_pairs: int | None) -> list[PairTable]:
-    """A table for each source, of at most `max_pairs` pairs drawn by the run's seed.
+    """A table for each source, of at most `max_pairs` pairs drawn by the run's seed; read once on each machine.
 
     Raises: CatalogError naming file, row and remedy; ConfigError where `data.images` is needed or does not exist.
     """
     images = config.data.images
     if images is not None and not Path(images).is_dir():
         raise ConfigError(f"data.images {images}: no such folder")
+    tables = shared_tables(lambda: _read(sources, images))
+    return [table.sample(max_pairs, seed=config.seed) for table in tables]
+
+
+def _read(sources: Sequence[str], images: str | None) -> list[PairTable]:
     paths = [fetch(source) if is_on_hub(source) else Path(source) for source in sources]
     sets = [is_mmeb_train(path) for path in paths]
     for source, is_set in zip(sources, sets, strict=True):
@@ -45,14 +62,18 @@ def load_pairs(sources: Sequence[str], config: RunConfig, *, max_pairs: int | No
                 f"data.images is not set; {source} is in MMEB format, give the folder its image paths start in"
             )
     tables = []
-    for source, path, is_set in zip(sources, paths, sets, strict=True):
-        if is_set:
-            table = read_mmeb_train(path, images=str(images))
-        else:
-            table = read_pairs(path, images=images if is_on_hub(source) else None)
-            if is_on_hub(source) and table.names_images and images is None:
-                raise ConfigError(f"data.images is not set; {source} names images, give the folder you have them in")
-        tables.append(table.sample(max_pairs, seed=config.seed))
+    with tqdm(desc="read pairs", unit="pair", unit_scale=True, delay=1, disable=rank() != 0) as bar:
+        for source, path, is_set in zip(sources, paths, sets, strict=True):
+            bar.set_postfix_str(short_names([source])[0], refresh=False)
+            if is_set:
+                table = read_mmeb_train(path, images=str(images), on_rows=bar.update)
+            else:
+                table = read_pairs(path, images=images if is_on_hub(source) else None, on_rows=bar.update)
+                if is_on_hub(source) and table.names_images and images is None:
+                    raise ConfigError(
+                        f"data.images is not set; {source} names images, give the folder you have them in"
+                    )
+            tables.append(table)
     return tables
 
 

@@ -66,9 +66,9 @@ def train(config: RunConfig) -> Path:
         if os.environ.get("RANK", "0") == "0":
             _push(config)
         return run
+    device = init_process_group()
     plan = load_plan(config)  # bad input is found before a weight is loaded
     validation = load_validation(config)
-    device = init_process_group()
     _check_processes(config, world_size())
     held_out, left_out = read_held_out(validation, device)
     torch.manual_seed(config.seed)

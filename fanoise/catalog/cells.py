@@ -13,6 +13,7 @@ from fanoise.catalog.item import ImageBytes
 from fanoise.catalog.rejects import Fault
 from fanoise.catalog.urls import RemoteImage
 from fanoise.images import ImageSource
+from fanoise.values import is_missing
 
 _SCHEME = re.compile(r"([a-z][a-z0-9+.-]+)://", re.IGNORECASE)  # two letters at least: C:// is a drive
 _DATA_URL = re.compile(r"data:[^,]*,", re.IGNORECASE)
@@ -21,6 +22,36 @@ _BASE64_STARTS = ("/9j/", "iVBORw0KGgo", "R0lGOD", "UklGR", "SUkqA", "TU0AK")
 _BASE64 = re.compile(r"[A-Za-z0-9+/_=\s-]{256,}")  # longer than a file's name: how others begin, names of files do, too
 _MOST_PATH = 4096
 """Characters: no file has a longer path."""
+
+
+def image_content(cell: Any, place: str) -> Path | ImageSource | str:
+    """An image that is in its cell, or the path or URL, as it is spelled, that the cell has instead. Raises: Fault.
+
+    Args:
+        place: table and row; how bytes are named.
+    """
+    if isinstance(cell, Mapping):  # as Hugging Face's Image feature: {"bytes", "path"}
+        cell = cell.get("path") if cell.get("bytes") is None else cell["bytes"]
+    if isinstance(cell, bytes):
+        return ImageBytes(cell, place)
+    if isinstance(cell, str):
+        return _text_content(cell, place)
+    if isinstance(cell, Path | ImageSource):
+        return cell
+    raise Fault(cell, f"the image is a {type(cell).__name__}, must be a path, bytes, or base64 text")
+
+
+def is_empty(cell: Any) -> bool:
+    """Whether a cell has no image."""
+    if isinstance(cell, Mapping):
+        return is_missing(cell.get("bytes")) and is_missing(cell.get("path"))
+    return is_missing(cell)
+
+
+def url_scheme(text: str) -> str | None:
+    """What a URL has before its `://`; None for a path."""
+    found = _SCHEME.match(text.strip())
+    return found[1] if found else None
 
 
 class ImageCells:
@@ -43,34 +74,16 @@ class ImageCells:
         Args:
             place: catalogue and row; how bytes are named.
         """
-        if isinstance(cell, Mapping):  # as Hugging Face's Image feature: {"bytes", "path"}
-            cell = cell.get("path") if cell.get("bytes") is None else cell["bytes"]
-        if isinstance(cell, bytes):
-            return ImageBytes(cell, place)
-        if isinstance(cell, str):
-            return self._read_text(cell, place)
-        if isinstance(cell, Path | ImageSource):
-            return cell
-        raise Fault(cell, f"the image is a {type(cell).__name__}, must be a path, bytes, or base64 text")
-
-    def _read_text(self, cell: str, place: str) -> Path | ImageSource:
-        text = cell.strip()  # but of a path, blanks may be a part
-        if head := _DATA_URL.match(text):
-            content = text[head.end() :]
-            if ";base64" in head[0].lower():
-                return ImageBytes(_decode(urllib.parse.unquote(content)), place)
-            return ImageBytes(urllib.parse.unquote_to_bytes(content), place)
-        if "." not in text and (text.startswith(_BASE64_STARTS) or _BASE64.fullmatch(text)):
-            return ImageBytes(_decode(text), place)
-        if scheme := _SCHEME.match(text):
-            if scheme[1].lower() not in ("http", "https"):
-                raise Fault(cell, f"{scheme[1]}:// is not supported; fetch the images and name their paths")
+        content = image_content(cell, place)
+        if not isinstance(content, str):
+            return content
+        if scheme := url_scheme(content):
+            if scheme.lower() not in ("http", "https"):
+                raise Fault(content, f"{scheme}:// is not supported; fetch the images and name their paths")
             if not self._allow_urls:
-                raise Fault(cell, "URLs are not fetched; allow it with --allow-urls, or fetch the images first")
-            return RemoteImage(text)
-        if len(cell) > _MOST_PATH:  # which the ledger is not to repeat
-            raise Fault(None, f"the image is a text of {len(cell)} characters, neither a path nor base64")
-        return self._read_path(cell)
+                raise Fault(content, "URLs are not fetched; allow it with --allow-urls, or fetch the images first")
+            return RemoteImage(content.strip())
+        return self._read_path(content)
 
     def _read_path(self, cell: str) -> Path:
         may_lead_out = ".." in cell or cell.startswith(("/", "\\")) or cell[1:2] == ":"
@@ -81,6 +94,20 @@ class ImageCells:
         if not os.path.normpath(self._real / path).startswith(self._inside):
             raise Fault(cell, "leads out of the catalogue's folder; if it may, say so with --allow-outside")
         return self._folder / path
+
+
+def _text_content(cell: str, place: str) -> ImageBytes | str:
+    text = cell.strip()  # but of a path, blanks may be a part
+    if head := _DATA_URL.match(text):
+        content = text[head.end() :]
+        if ";base64" in head[0].lower():
+            return ImageBytes(_decode(urllib.parse.unquote(content)), place)
+        return ImageBytes(urllib.parse.unquote_to_bytes(content), place)
+    if "." not in text and (text.startswith(_BASE64_STARTS) or _BASE64.fullmatch(text)):
+        return ImageBytes(_decode(text), place)
+    if url_scheme(text) is None and len(cell) > _MOST_PATH:  # which the ledger is not to repeat
+        raise Fault(None, f"the image is a text of {len(cell)} characters, neither a path nor base64")
+    return cell
 
 
 def _decode(text: str) -> bytes:

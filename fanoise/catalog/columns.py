@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from fanoise.catalog.cells import ImageCells
+from fanoise.catalog.cells import ImageCells, is_empty
 from fanoise.catalog.item import Item
 from fanoise.catalog.rejects import Fault, Rejects
 from fanoise.errors import CatalogError
@@ -96,7 +96,7 @@ class Columns:
         for name in self.images:
             cell = row.get(name)
             cells += cell if isinstance(cell, list) else [cell]
-        return {position: cell for position, cell in enumerate(cells) if not _is_empty(cell)}
+        return {position: cell for position, cell in enumerate(cells) if not is_empty(cell)}
 
     def _text(self, row: Mapping[str, Any]) -> str | None:
         if self.text is not None and (names := _template_columns(self.text)):
@@ -125,12 +125,6 @@ def _word(row: Mapping[str, Any], name: str) -> str:
     if isinstance(value, list | dict | bytes):
         raise Fault(None, f"column {name!r} is a {type(value).__name__}, must be a text, number or list of them")
     return str(value)
-
-
-def _is_empty(cell: Any) -> bool:
-    if isinstance(cell, Mapping):
-        return is_missing(cell.get("bytes")) and is_missing(cell.get("path"))
-    return is_missing(cell)
 
 
 _CONTAINERS = (bytes, dict, list)

@@ -4,6 +4,7 @@ import csv
 import json
 import os
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from fanoise.errors import CatalogError, one_line
 MAX_CELL = 32 * 2**20
 """Characters in a cell of a CSV file or a line of a JSONL file: room for an image as base64, not for a whole file."""
 _BATCH_ROWS = 128  # of Parquet and Arrow: cells may hold whole images
+_BATCH_BYTES = 64 * 2**20
 
 
 def read_rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
@@ -21,17 +23,28 @@ def read_rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
     Raises: CatalogError naming file and row for what cannot be read.
     """
     path = Path(path)
-    if not path.exists():
-        raise CatalogError(f"{path}: no such file; give a {', '.join(TABLE_SUFFIXES)} file")
-    if path.suffix.lower() not in _READERS:
-        raise CatalogError(f"{path}: unknown kind {path.suffix!r}; expected one of {', '.join(TABLE_SUFFIXES)}")
-    try:
+    with _named(path):
         for number, row in enumerate(_READERS[path.suffix.lower()](path), start=1):
-            yield number, {key: (None if value == "" else value) for key, value in row.items()}
-    except UnicodeDecodeError:
-        raise CatalogError(f"{path}: line {_first_bad_line(path)}: not UTF-8; save the file as UTF-8") from None
-    except OSError as error:
-        raise CatalogError(f"{path}: cannot be read ({one_line(error)}); is it a whole {path.suffix} file?") from None
+            yield number, _without_empty(row)
+
+
+def read_batches(path: Path, rows: int) -> Iterator[tuple[int, Any]]:
+    """Yield (number of the first row, record batch) of a Parquet table: at most `rows`, fewer where cells are large.
+
+    Raises: CatalogError, as `read_rows`; what only Python cannot hold is left to `batch_rows`.
+    """
+    path = Path(path)
+    with _named(path):
+        yield from _parquet_batches(path, rows, size_bytes=_BATCH_BYTES)
+
+
+def batch_rows(path: Path, first: int, batch: Any) -> Iterator[tuple[int, dict[str, Any]]]:
+    """What `read_rows` yields for the rows of a record batch, whose first row has that number. Raises: CatalogError."""
+    for start in range(0, len(batch), _BATCH_ROWS):
+        part = batch.slice(start, _BATCH_ROWS)
+        number = first + start
+        rows = arrow_rows(part, f"{path}: rows {number} to {number + len(part) - 1}")
+        yield from enumerate(map(_without_empty, rows), start=number)
 
 
 def read_tables(paths: Iterable[Path]) -> Iterator[tuple[int, dict[str, Any]]]:
@@ -66,6 +79,25 @@ def arrow_rows(batch: Any, where: str) -> Iterator[dict[str, Any]]:
         except (ValueError, OverflowError) as error:  # text that is not UTF-8, a date after the year 9999
             raise CatalogError(f"{where}: a value cannot be read ({one_line(error)})") from None
         yield from rows
+
+
+@contextmanager
+def _named(path: Path) -> Iterator[None]:
+    """Names the table in what goes wrong with its file."""
+    if not path.exists():
+        raise CatalogError(f"{path}: no such file; give a {', '.join(TABLE_SUFFIXES)} file")
+    if path.suffix.lower() not in _READERS:
+        raise CatalogError(f"{path}: unknown kind {path.suffix!r}; expected one of {', '.join(TABLE_SUFFIXES)}")
+    try:
+        yield
+    except UnicodeDecodeError:
+        raise CatalogError(f"{path}: line {_first_bad_line(path)}: not UTF-8; save the file as UTF-8") from None
+    except OSError as error:
+        raise CatalogError(f"{path}: cannot be read ({one_line(error)}); is it a whole {path.suffix} file?") from None
+
+
+def _without_empty(row: dict[str, Any]) -> dict[str, Any]:
+    return {key: (None if value == "" else value) for key, value in row.items()}
 
 
 def _first_bad_line(path: Path) -> int:
@@ -119,6 +151,11 @@ def _read_jsonl(path: Path) -> Iterator[dict[str, Any]]:
 
 
 def _read_parquet(path: Path) -> Iterator[dict[str, Any]]:
+    for start, batch in _parquet_batches(path, _BATCH_ROWS):
+        yield from arrow_rows(batch, f"{path}: rows {start} to {start + len(batch) - 1}")
+
+
+def _parquet_batches(path: Path, rows: int, *, size_bytes: int | None = None) -> Iterator[tuple[int, Any]]:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
@@ -129,8 +166,12 @@ def _read_parquet(path: Path) -> Iterator[dict[str, Any]]:
             names = file.schema_arrow.names
             if len(set(names)) != len(names):
                 raise CatalogError(f"{path}: a column name occurs twice: {', '.join(names)}")
-            for batch in file.iter_batches(batch_size=_BATCH_ROWS, use_threads=False):
-                yield from arrow_rows(batch, f"{path}: rows {start} to {start + len(batch) - 1}")
+            if size_bytes is not None:
+                groups = (file.metadata.row_group(number) for number in range(file.num_row_groups))
+                total = sum(group.total_byte_size for group in groups)
+                rows = max(1, min(rows, size_bytes * file.metadata.num_rows // max(total, 1)))
+            for batch in file.iter_batches(batch_size=rows, use_threads=False):
+                yield start, batch
                 start += len(batch)
     except pa.ArrowException as error:
         raise CatalogError(f"{path}: not a readable Parquet file ({one_line(error)})") from None

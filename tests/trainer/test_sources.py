@@ -1,4 +1,5 @@
 import json
+import re
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
@@ -7,12 +8,17 @@ import huggingface_hub
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from fsspec import AbstractFileSystem
+from huggingface_hub.hf_file_system import HfFileSystemResolvedRepositoryPath
+
+from tqdm import tqdm
 
 from fanoise.errors import CatalogError, ConfigError
+from trainer import sources
 from trainer.batches import load_plan, load_validation
 from trainer.config import DataConfig, ModelConfig, RunConfig, ValidationConfig
 from trainer.hub_files import fetch
-from trainer.sources import load_pairs, short_names
+from trainer.sources import load_pairs, matching, short_names
 
 SHARD = "original-00000-of-00001.parquet"
 
@@ -136,6 +142,26 @@ def test_max_pairs_caps_each_file_and_its_weight_by_the_seed(tmp_path):
     assert seen[0] != seen[2]
 
 
+@pytest.mark.parametrize("process", [0, 1])
+def test_the_first_process_shows_how_many_pairs_are_read(tmp_path, monkeypatch, process):
+    bars = []
+
+    class Bar(tqdm):
+        def __init__(self, **options) -> None:
+            bars.append(options)
+            super().__init__(**options | {"disable": True})
+
+        def update(self, count: float | None = 1) -> None:
+            bars[-1]["pairs"] = bars[-1].get("pairs", 0) + count
+
+    monkeypatch.setattr(sources, "tqdm", Bar)
+    monkeypatch.setattr(sources, "rank", lambda: process)
+    files = [write_set(tmp_path / "mmeb/a"), write_own(tmp_path / "own.jsonl", 7)]
+    load_pairs(files, config(files, images=str(tmp_path)), max_pairs=5)
+    (bar,) = bars
+    assert (bar["desc"], bar["pairs"], bar["disable"]) == ("read pairs", 27, process > 0)
+
+
 def test_a_pattern_stands_for_its_files_each_with_its_weight(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     for name in ("b", "a"):
@@ -154,6 +180,69 @@ def test_a_pattern_stands_for_its_files_each_with_its_weight(tmp_path, monkeypat
 def test_a_pattern_without_files_is_refused(tmp_path):
     with pytest.raises(CatalogError, match=r"nothing-\*.parquet: no file matches"):
         load_plan(config([str(tmp_path / "nothing-*.parquet")]))
+
+
+@pytest.fixture
+def listed_hub(tmp_path, hub, monkeypatch) -> list[tuple]:
+    """The hub with a list of its files, matched by the library's own code; no network."""
+
+    def resolve(self, path: str, revision: str | None = None) -> HfFileSystemResolvedRepositoryPath:
+        found = re.fullmatch(r"datasets/me/mugs(?:@([^/]+))?/?(.*)", path)
+        return HfFileSystemResolvedRepositoryPath("dataset", "me/mugs", "main", found[2], found[1])
+
+    def listing(self, path: str, detail: bool = True, **_: object) -> list:
+        folder = tmp_path / "hub" / resolve(self, path).path_in_repo
+        names = [f"{path.rstrip('/')}/{entry.name}" for entry in folder.iterdir()]
+        found = [info(self, name) for name in names]
+        return found if detail else names
+
+    def info(self, path: str, **_: object) -> dict:
+        entry = tmp_path / "hub" / resolve(self, path).path_in_repo
+        return {"name": path, "type": "directory" if entry.is_dir() else "file", "size": 1}
+
+    fakes = {"resolve_path": resolve, "ls": listing, "info": info}
+    for name, function in fakes.items() | {(name, getattr(AbstractFileSystem, name)) for name in ("find", "walk")}:
+        monkeypatch.setattr(huggingface_hub.HfFileSystem, name, function)
+    return hub
+
+
+@pytest.mark.parametrize("revision", ["", "@v1.0"])
+def test_a_pattern_on_the_hub_stands_for_its_files_each_with_its_weight(tmp_path, listed_hub, revision):
+    for name in ("b", "a"):
+        write_set(tmp_path / "hub" / name)
+        (tmp_path / "hub" / name / "diverse_instruction-00000-of-00001.parquet").write_bytes(b"")
+    (tmp_path / "hub/a/original-images").mkdir()
+    (tmp_path / "hub/.hidden").mkdir()
+    (tmp_path / "hub/.hidden" / SHARD).write_bytes(b"")
+    pattern = f"hf://datasets/me/mugs{revision}/*/original-*"
+    data = DataConfig(pairs=[pattern], weights=[1], images=str(tmp_path))
+    plan = load_plan(replace(config(["x"], max_steps=3), data=data))
+    assert plan.files == [(f"hf://datasets/me/mugs{revision}/{name}/{SHARD}", 20) for name in ("a", "b")]
+    assert [(repo, file, at) for repo, file, _, at in listed_hub] == [
+        ("me/mugs", f"{name}/{SHARD}", revision[1:] or None) for name in ("a", "b")
+    ]
+    held_out = load_validation(config(["x"], held_out=[pattern], images=str(tmp_path)))
+    assert [name for name, _ in held_out] == ["a", "b"]
+
+
+def test_a_pattern_on_the_hub_without_files_is_refused(tmp_path, listed_hub):
+    write_set(tmp_path / "hub/a")
+    with pytest.raises(CatalogError, match=r"^hf://datasets/me/mugs/\*/none-\*: no file matches this pattern"):
+        matching("hf://datasets/me/mugs/*/none-*")
+    with pytest.raises(CatalogError, match="write hf://datasets/OWNER/NAME/FILE"):
+        matching("hf://datasets/*/a.parquet")
+
+
+def test_a_hub_that_cannot_be_asked_for_a_pattern_is_one_line(tmp_path, monkeypatch):
+    def fail(*_: object, **__: object) -> None:
+        raise huggingface_hub.errors.OfflineModeIsEnabled("Cannot reach it: offline mode is enabled.\n\nMore.")
+
+    monkeypatch.setattr(huggingface_hub.HfFileSystem, "glob", fail)
+    with pytest.raises(
+        CatalogError, match=r"^hf://\S+: cannot be looked up \(Cannot reach it: offline mode is"
+    ) as caught:
+        matching("hf://datasets/me/mugs/*.csv")
+    assert "\n" not in str(caught.value)
 
 
 def test_held_out_pairs_come_with_names_and_a_cap_of_their_own(tmp_path):
