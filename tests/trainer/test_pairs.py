@@ -1,14 +1,21 @@
+import base64
+import gc
+import io
 import json
 import math
+import tracemalloc
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from PIL import Image
 
 from fanoise.catalog import Item
 from fanoise.errors import CatalogError
-from trainer.pairs import Pair, read_pairs, valid_answers
+from fanoise.images import open_image
+from trainer.pair_table import Pair, pair_keys
+from trainer.pairs import read_pairs, valid_answers
 
 
 def write(path, *rows):
@@ -116,6 +123,124 @@ def test_numbers_are_texts_and_missing_numbers_are_nothing(tmp_path):
         write(tmp_path / "pairs.jsonl", {"query_text": 7, "positive_text": 1.5, "negative_text": math.nan, "group": 3})
     )
     assert (pair.query.text, pair.positive.text, pair.negatives, pair.group) == ("7", "1.5", (), "3")
+
+
+def png(colour: tuple[int, int, int]) -> bytes:
+    buffer = io.BytesIO()
+    Image.new("RGB", (3, 2), colour).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+RED, BLUE = png((255, 0, 0)), png((0, 0, 255))
+BASE64 = base64.b64encode(RED).decode()
+
+
+@pytest.mark.parametrize(
+    ("suffix", "cell"),
+    [
+        ("parquet", RED),
+        ("parquet", {"bytes": RED, "path": None}),
+        ("parquet", {"bytes": RED, "path": "named.png"}),
+        ("parquet", BASE64),
+        ("parquet", f" data:image/png;base64,{BASE64}"),
+        ("jsonl", BASE64),
+        ("jsonl", {"bytes": BASE64, "path": "named.png"}),
+    ],
+)
+def test_an_image_may_be_in_its_cell_as_in_a_catalogue(tmp_path, suffix, cell):
+    row = {"query_text": "q", "positive_image": cell, "negative_image": [cell, cell], "negative_text": ["n", None]}
+    path = write(tmp_path / f"pairs.{suffix}", row)
+    (pair,) = table = read_pairs(path)
+    for item in (pair.positive, pair.negatives[0]):
+        assert np.array_equal(open_image(item.image), np.full((2, 3, 3), (255, 0, 0)))
+        assert str(item.image) == f"{tmp_path.name}/pairs.{suffix}:1", "how ledgers name it"
+    assert (len(pair.negatives), table.equal_negatives, table.names_images) == (1, 1, False)
+
+
+def test_images_in_cells_are_equal_where_their_bytes_are(tmp_path):
+    rows = [
+        {"query_text": f"q{number}", "positive_text": text, "positive_image": {"bytes": data, "path": path}}
+        for number, (text, data, path) in enumerate(
+            [("", RED, "a.png"), (None, RED, "b.png"), ("", BLUE, "a.png"), ("t", RED, None), ("", None, "a.png")]
+        )
+    ]
+    embedded, spelled = (
+        read_pairs(write(tmp_path / name, *rows_))
+        for name, rows_ in (
+            ("pairs.parquet", rows),
+            ("pairs.jsonl", [{"query_text": "other", "positive_image": BASE64}]),
+        )
+    )
+    keys = embedded.keys[:, 1].tolist()
+    assert [keys.index(key) for key in keys] == [0, 0, 2, 3, 4]
+    assert spelled.keys[0, 1] == keys[0], "in any file"
+    assert [pair_keys(pair) for pair in embedded] == [tuple(each) for each in embedded.keys.tolist()]
+    assert valid_answers([*embedded])[0].tolist() == [False, True, False, False, False]
+    assert embedded.names_images and embedded[4].positive.image == tmp_path / "a.png"
+
+
+def test_a_cell_without_bytes_and_path_is_no_image(tmp_path):
+    cell = {"bytes": None, "path": None}
+    image = {"bytes": RED, "path": None}
+    rows = [
+        {"query_text": "q", "query_image": cell, "positive_image": image, "negative_image": [cell]},
+        {"query_text": "q", "query_image": image, "positive_image": image, "negative_image": None},
+    ]
+    pair, _ = read_pairs(write(tmp_path / "pairs.parquet", *rows))
+    assert (pair.query.image, pair.negatives) == (None, ())
+
+
+@pytest.mark.parametrize(
+    ("cell", "message"),
+    [
+        ("/9j/not base64!", "row 2: positive_image: the image is not valid base64"),
+        ("data:image/png;base64,###", "row 2: positive_image: the image is not valid base64"),
+        ("https://a.example/b.png", "row 2: positive_image is a URL, which is not fetched; fetch the images and name"),
+        ("a." + "b" * 5000, "row 2: positive_image: the image is a text of 5002 characters, neither a path nor base64"),
+    ],
+)
+@pytest.mark.parametrize("suffix", ["jsonl", "parquet"])
+def test_a_cell_that_is_no_image_is_named_with_its_row(tmp_path, suffix, cell, message):
+    rows = [{"query_text": "q", "positive_image": image} for image in ("fine.png", cell)]
+    with pytest.raises(CatalogError, match=message):
+        read_pairs(write(tmp_path / f"pairs.{suffix}", *rows))
+
+
+def test_a_list_is_no_image_of_a_query(tmp_path):
+    row = {"query_image": ["a.png"], "positive_text": "p"}
+    with pytest.raises(CatalogError, match="query_image is a list, must be a path, bytes, or base64 text; write one"):
+        read_pairs(write(tmp_path / "pairs.jsonl", row))
+
+
+def test_images_in_cells_are_read_a_few_at_a_time_and_kept_on_disk(tmp_path):
+    """128 images of 2 MiB: a quarter of them are in memory at a time, and none when the table is there."""
+    data = np.random.default_rng(0).integers(0, 256, (128, 2 << 20), dtype=np.uint8)
+    schema = pa.schema({"query_text": pa.string(), "positive_image": pa.struct({"bytes": pa.binary()})})
+    with pq.ParquetWriter(tmp_path / "pairs.parquet", schema, compression="none", use_dictionary=False) as writer:
+        for number, row in enumerate(data):
+            cells = {"query_text": f"q{number}", "positive_image": {"bytes": row.tobytes()}}
+            writer.write_batch(pa.RecordBatch.from_pylist([cells], schema))
+    total = data.nbytes
+    del cells
+    gc.collect()
+    pool = pa.default_memory_pool()
+    before = pool.bytes_allocated()
+    most = 0
+
+    def note(count: int) -> None:
+        nonlocal most
+        most = max(most, pool.bytes_allocated() - before)
+
+    tracemalloc.start()
+    try:
+        table = read_pairs(tmp_path / "pairs.parquet", on_rows=note)
+        held, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert most > 0.1 * total, "where the images are is what was measured"
+    assert most < 0.75 * total and peak < 0.5 * total
+    assert held < 2**20 and pool.bytes_allocated() - before < 2**20
+    assert table[100].positive.image.read() == data[100].tobytes()
 
 
 def test_empty_file_is_refused(tmp_path):

@@ -10,7 +10,6 @@ import pyarrow.parquet as pq
 import pytest
 from fsspec import AbstractFileSystem
 from huggingface_hub.hf_file_system import HfFileSystemResolvedRepositoryPath
-
 from tqdm import tqdm
 
 from fanoise.errors import CatalogError, ConfigError
@@ -118,6 +117,15 @@ def test_images_of_own_pairs_on_the_hub_start_in_the_folder_given_for_them(tmp_p
     run = config([source], images=str(tmp_path))
     (table,) = load_pairs([source], run, max_pairs=None)
     assert table[0].positive.image == tmp_path / "a.png"
+
+
+def test_pairs_on_the_hub_that_have_their_images_in_them_need_no_folder(tmp_path, hub):
+    rows = [{"query_text": f"q{n}", "positive_image": {"bytes": b"\xff\xd8", "path": f"{n}.jpg"}} for n in range(3)]
+    (tmp_path / "hub").mkdir()
+    pq.write_table(pa.Table.from_pylist(rows), tmp_path / "hub/pairs.parquet")
+    source = "hf://datasets/me/mugs/pairs.parquet"
+    (table,) = load_pairs([source], config([source]), max_pairs=None)
+    assert table[2].positive.image.read() == b"\xff\xd8"
 
 
 def test_local_pairs_keep_their_images_beside_them(tmp_path):
