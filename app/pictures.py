@@ -15,7 +15,7 @@ from typing import Any
 
 from PIL import Image
 
-from app.service import ARMS, MAX_IMAGE_PIXELS, Service
+from app.service import ARMS, Service
 from fanoise.catalog import PdfPage, catalog_root
 from fanoise.errors import FANoiseError
 from fanoise.images import open_image
@@ -70,7 +70,7 @@ class _Images:
             return None
         for root in self._roots:
             try:
-                picture = open_image(_source(root, name), max_pixels=MAX_IMAGE_PIXELS)
+                picture = open_image(_source(root, name))  # as when it was indexed, else its thumbnail differs
             except FANoiseError:  # another root may have it, and there is the thumbnail
                 continue
             if hashlib.sha256(thumbnail_jpeg(picture)).hexdigest() == digest:

@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import IO, Protocol, runtime_checkable
 
 import numpy as np
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
+from PIL.JpegImagePlugin import JpegImageFile
 
 from fanoise.errors import ImageError, one_line
 
@@ -17,6 +18,11 @@ OTHER_IMAGE_SUFFIXES = frozenset({".heic", ".heif", ".avif", ".jxl", ".jp2", ".s
 """Pictures to whoever put them there, and passed over in silence they would be missed: each is a reject."""
 # Pillow opens dozens of formats; decoders that nobody sends are only attack surface.
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM")
+# Both limits stay near the memory that `max_pixels` of RGBA always took, 1.5 GB by default: 96 million pixels of RGBA take
+# 1.6 GB, being there twice while they are reduced, and 176 million of progressive JPEG 1.2 GB however small they come out.
+_MOST_OF_JPEG = 2.75
+_MOST_OF_OTHERS = 1.5
+"""Times `max_pixels` that a file may have; by default 176 million, just what Pillow opens, and 96 million."""
 _MAX_ASPECT = 150  # Qwen2-VL refuses an aspect ratio of 200 and more; stay clear of it after rounding
 
 
@@ -34,7 +40,9 @@ def open_image(source: Path | str | bytes | Image.Image | ImageSource, *, max_pi
 
     Args:
         source: a path, the file's bytes, an image (returned as RGB), or an image source, which is read.
-        max_pixels: checked against the header before any pixel is decoded (decompression bombs).
+        max_pixels: a larger image is reduced to as many, JPEG to half its sides while it is decoded. One of more than
+            half as many again, JPEG of more than 2.75 times as many, is refused by its header, before any pixel is
+            decoded (decompression bombs).
     Raises: ImageError with a short reason.
     """
     if isinstance(source, bytes | Image.Image):
@@ -69,30 +77,52 @@ def open_regular(path: str | Path) -> IO[bytes]:
 
 
 def _decode(source: IO[bytes] | bytes | Image.Image, max_pixels: int, name: object) -> Image.Image:
+    is_jpeg, most = False, int(_MOST_OF_OTHERS * max_pixels)
     try:
         if not isinstance(source, Image.Image):
             stream = io.BytesIO(source) if isinstance(source, bytes) else source
             source = Image.open(stream, formats=FORMATS)
+            if is_jpeg := isinstance(source, JpegImageFile):
+                most = int(_MOST_OF_JPEG * max_pixels)
         width, height = source.size
-        if width * height > max_pixels:
-            raise ImageError(f"{width}×{height} pixels, more than the limit of {_megapixels(max_pixels)}", name)
+        if width * height > most:
+            raise ImageError(f"{width}×{height} pixels, more than the limit of {_megapixels(most)}", name)
         if not width * height:
             raise ImageError(f"{width}×{height} pixels, there is nothing to see", name)
+        if is_jpeg and width * height > max_pixels:
+            source.draft(None, (max(1, width // 2), max(1, height // 2)))
         source.load()
+        image = _to_rgb(_reduced(source, max_pixels))
         thin = max(width, height) > _MAX_ASPECT * min(width, height)
-        return _pad_to_aspect(_to_rgb(source), max_pixels) if thin else _to_rgb(source)
+        return _pad_to_aspect(image, max_pixels) if thin else image
     except UnidentifiedImageError:
         raise ImageError("not an image of a known format", name) from None
     except ImageError:
         raise
     except Image.DecompressionBombError:
-        raise ImageError(f"far more pixels than the limit of {_megapixels(max_pixels)}", name) from None
+        raise ImageError(f"far more pixels than the limit of {_megapixels(most)}", name) from None
     except Exception as error:  # on damaged files Pillow raises about anything: struct.error, TypeError, …
         raise ImageError(f"damaged or truncated ({one_line(error)})", name) from None
 
 
 def _megapixels(pixels: int) -> str:
     return f"{pixels / 1e6:.10g} megapixels"
+
+
+def _reduced(image: Image.Image, max_pixels: int) -> Image.Image:
+    """An image of at most `max_pixels` as it is; a larger one of like shape, in a mode that can be averaged."""
+    factor = math.sqrt(max_pixels / (image.width * image.height))
+    if factor >= 1:
+        return image
+    if image.getexif().get(ExifTags.Base.Orientation, 1) != 1:  # of TIFF it is lost in resizing
+        image = ImageOps.exif_transpose(image)
+    if image.mode == "PA" or "transparency" in image.info:
+        image = image.convert("RGBA")
+    elif to := {"1": "L", "P": "RGB", "I;16": "I", "I;16B": "I", "I;16L": "I", "I;16N": "I"}.get(image.mode):
+        image = image.convert(to)
+    size = max(1, int(image.width * factor)), max(1, int(image.height * factor))
+    # no overshoot, which would have 8-bit values in a wide type taken for 16-bit ones
+    return image.resize(size, Image.Resampling.HAMMING)
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:

@@ -24,7 +24,8 @@ def add_endpoints(service: Service) -> None:
         """Search one index with a text, an image, or both.
 
         `text`: what is looked for, at most 2,000 characters.
-        `image`: base64 or a `data:` URL of a JPEG, PNG, WebP, GIF, BMP or TIFF, at most 20 MB and 40 megapixels.
+        `image`: base64 or a `data:` URL of a JPEG, PNG, WebP, GIF, BMP or TIFF, at most 20 MB; above 40
+            megapixels it is reduced, above 60 (JPEG: 110) refused.
         `catalog`: a catalogue of this page, the first unless given.
         `arm`: "baseline" or "fanoise", the index that answers.
         `k`: how many items, a whole number from 1 to 50.

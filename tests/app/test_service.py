@@ -136,8 +136,8 @@ def test_unknown_names_are_answered_with_the_known_ones(service: Service) -> Non
 
 def test_a_photo_with_too_many_pixels_is_refused_before_decoding(service: Service, tmp_path: Path) -> None:
     width = 8_000
-    Image.new("1", (width, MAX_IMAGE_PIXELS // width + 1)).save(tmp_path / "huge.png")
-    with pytest.raises(ImageError, match="more than the limit of 40 megapixels"):
+    Image.new("1", (width, MAX_IMAGE_PIXELS * 3 // 2 // width + 1)).save(tmp_path / "huge.png")
+    with pytest.raises(ImageError, match="more than the limit of 60 megapixels"):
         service.search("products", "baseline", image=tmp_path / "huge.png")
 
 

@@ -206,19 +206,114 @@ def test_an_ordinary_banner_is_not_padded():
     assert open_image(encode(Image.new("RGB", (1500, 10), RED))).size == (1500, 10)
 
 
-def test_the_pixel_limit_is_exact_and_named():
-    data = encode(Image.new("RGB", (100, 50)))
-    assert open_image(data, max_pixels=5000).size == (100, 50)
-    with pytest.raises(ImageError, match=r"100×50 pixels, more than the limit of 0\.004999 megapixels"):
-        open_image(data, max_pixels=4999)
-    with pytest.raises(ImageError, match=r"more than the limit of 0\.004999 megapixels"):
-        open_image(Image.open(io.BytesIO(data)), max_pixels=4999)
+def test_an_image_at_the_limit_stays_and_one_above_is_reduced_to_it():
+    image = Image.fromarray(np.random.default_rng(0).integers(0, 256, (80, 100, 3), dtype=np.uint8))
+    data = encode(image)
+    assert np.array_equal(open_image(data, max_pixels=8000), image)
+    reduced = open_image(data, max_pixels=7999)
+    assert (reduced.size, reduced.mode) == ((99, 79), "RGB")
+    assert open_image(image, max_pixels=7999).size == (99, 79)
 
 
-@pytest.mark.parametrize("side", [8_001, 12_000, 60_000])
+def test_a_jpeg_above_the_limit_is_decoded_at_half_its_sides():
+    data = encode(half_and_half((100, 80)), "JPEG", quality=95)
+    assert open_image(data, max_pixels=8000).size == (100, 80)
+    for limit in (7999, 2910):
+        opened = open_image(data, max_pixels=limit)
+        assert opened.size == (50, 40)
+        assert np.abs(np.subtract(opened.getpixel((10, 20)), RED, dtype=int)).max() <= 6
+        assert np.abs(np.subtract(opened.getpixel((40, 20)), BLUE, dtype=int)).max() <= 6
+
+
+def test_an_image_that_someone_has_opened_is_left_as_it_is():
+    image = Image.open(io.BytesIO(encode(half_and_half((100, 80)), "JPEG")))
+    assert open_image(image, max_pixels=7000).size == (93, 74)
+    assert image.size == (100, 80)
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "TIFF"])
+def test_a_scan_of_70_megapixels_is_usable(kind):
+    """By default: 10,000 × 7,000."""
+    scan = Image.new("L" if kind == "JPEG" else "1", (10_000, 7_000), 255)
+    scan.paste(0, (0, 0, 5_000, 7_000))
+    opened = open_image(encode(scan, kind, **({"compression": "group4"} if kind == "TIFF" else {})))
+    assert opened.size == ((5_000, 3_500) if kind == "JPEG" else (9_561, 6_693))
+    assert opened.width * opened.height <= 64_000_000
+    assert opened.getpixel((opened.width // 4, 99)) == (0, 0, 0)
+    assert opened.getpixel((opened.width * 3 // 4, 99)) == WHITE
+
+
+def smooth(mode: str) -> Image.Image:
+    """40 × 30, without edges but for the alpha channel's."""
+    down, right = np.mgrid[0:30, 0:40]
+    rgb = np.stack([right * 6, down * 8, (right + down) * 3], axis=2).astype(np.uint8)
+    if mode == "I;16":
+        return Image.fromarray((right * 1600).astype(np.uint16))
+    if mode == "I":
+        return Image.fromarray((right * 6).astype(np.int32))
+    if mode == "F":
+        return Image.fromarray((right / 40).astype(np.float32))
+    if mode in ("RGBA", "LA"):
+        image = Image.fromarray(rgb).convert(mode)
+        image.putalpha(Image.fromarray(np.where(right < 20, 255, 0).astype(np.uint8)))
+        return image
+    if mode == "1":
+        return Image.fromarray((right >= 20) & (down >= 0))
+    return Image.fromarray(rgb).convert(mode)
+
+
+@pytest.mark.parametrize(
+    ("mode", "kind", "options"),
+    [
+        *((mode, "PNG", {}) for mode in ("1", "L", "P", "LA", "RGB", "RGBA", "I;16")),
+        ("P", "PNG", {"transparency": 0}),
+        ("RGB", "PNG", {"transparency": (0, 0, 0)}),
+        ("P", "GIF", {}),
+        *((mode, "TIFF", {}) for mode in ("1", "I", "I;16", "F", "CMYK")),
+        ("RGB", "TIFF", {"tiffinfo": {0x0112: 6}}),
+        ("RGBA", "WEBP", {"lossless": True}),
+        ("RGB", "BMP", {}),
+    ],
+)
+def test_a_reduced_image_looks_as_the_whole_one(mode, kind, options):
+    data = encode(smooth(mode), kind, **options)
+    whole, reduced = open_image(data), open_image(data, max_pixels=1000)
+    assert reduced.size == ((27, 36) if "tiffinfo" in options else (36, 27))
+    expected = np.asarray(whole.resize(reduced.size, Image.Resampling.HAMMING), dtype=int)
+    difference = np.abs(np.asarray(reduced, dtype=int) - expected)
+    assert difference.mean() < 2
+    assert expected.std() > 10, "there is something to see"
+
+
+@pytest.mark.parametrize("as_image", [False, True])
+def test_the_hard_limit_is_exact_and_named(as_image):
+    image = Image.new("RGB", (100, 60))
+    data = Image.open(io.BytesIO(encode(image))) if as_image else encode(image)
+    assert open_image(data, max_pixels=4000).size == (81, 48)
+    with pytest.raises(ImageError, match=r"100×60 pixels, more than the limit of 0\.005998 megapixels"):
+        open_image(data, max_pixels=3999)
+
+
+def test_the_hard_limit_of_a_jpeg_is_exact_and_named():
+    data = encode(Image.new("RGB", (100, 55)), "JPEG")
+    assert open_image(data, max_pixels=2000).size == (50, 28)
+    with pytest.raises(ImageError, match=r"100×55 pixels, more than the limit of 0\.005497 megapixels"):
+        open_image(data, max_pixels=1999)
+
+
+@pytest.mark.parametrize("side", [9_798, 12_000, 60_000])
 def test_a_decompression_bomb_is_refused_by_its_header(side):
-    with pytest.raises(ImageError, match=r"more .*than the limit of 64 megapixels"):
+    with pytest.raises(ImageError, match=r"more .*than the limit of 96 megapixels"):
         open_image(png_header(side, side))
+
+
+@pytest.mark.parametrize(("side", "limit"), [(13_267, 176), (13_400, 96)])
+def test_a_jpeg_bomb_is_refused_by_its_header(side, limit):
+    data = encode(Image.new("RGB", (16, 16)), "JPEG")
+    frame = data.index(b"\xff\xc0")  # then length, precision, height and width
+    bomb = data[: frame + 5] + struct.pack(">HH", side, side) + data[frame + 9 :]
+    with pytest.raises(ImageError, match=rf"more .*than the limit of {limit} megapixels"):
+        open_image(bomb)
 
 
 def test_an_image_without_pixels_is_refused():
@@ -291,8 +386,8 @@ def test_a_source_is_read_when_it_is_opened():
     ("content", "reason"),
     [
         (b"no image", "not an image of a known format"),
-        (encode(Image.new("RGB", (100, 50))), "100×50 pixels, more than the limit of 0.004999 megapixels"),
-        (Image.new("RGB", (100, 50)), "100×50 pixels, more than the limit of 0.004999 megapixels"),
+        (encode(Image.new("RGB", (100, 50))), "100×50 pixels, more than the limit of 0.004998 megapixels"),
+        (Image.new("RGB", (100, 50)), "100×50 pixels, more than the limit of 0.004998 megapixels"),
         (Image.new("RGB", (0, 5)), "0×5 pixels, there is nothing to see"),
         (ImageError("gone", "x"), "gone"),
         (FileNotFoundError(2, "no"), "file not found"),
@@ -301,7 +396,7 @@ def test_a_source_is_read_when_it_is_opened():
 )
 def test_a_source_has_the_limits_of_a_file_and_is_named(content, reason):
     with pytest.raises(ImageError) as error:
-        open_image(Source(content), max_pixels=4999)
+        open_image(Source(content), max_pixels=3332)
     assert error.value.reason == reason
     assert isinstance(content, ImageError) or str(error.value) == f"image 'the third page': {reason}"
 
