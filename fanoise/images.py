@@ -18,8 +18,8 @@ OTHER_IMAGE_SUFFIXES = frozenset({".heic", ".heif", ".avif", ".jxl", ".jp2", ".s
 """Pictures to whoever put them there, and passed over in silence they would be missed: each is a reject."""
 # Pillow opens dozens of formats; decoders that nobody sends are only attack surface.
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM")
-# Both limits stay near the memory that `max_pixels` of RGBA always took, 1.5 GB by default: 96 million pixels of RGBA take
-# 1.6 GB, being there twice while they are reduced, and 176 million of progressive JPEG 1.2 GB however small they come out.
+# Both limits stay near the memory that `max_pixels` of RGBA always took, 1.5 GB by default: 96 million pixels of RGBA
+# take 1.6 GB, being there twice while they are reduced, and 176 million of progressive JPEG 1.2 GB.
 _MOST_OF_JPEG = 2.75
 _MOST_OF_OTHERS = 1.5
 """Times `max_pixels` that a file may have; by default 176 million, just what Pillow opens, and 96 million."""

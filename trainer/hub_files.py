@@ -2,7 +2,7 @@
 
 import re
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from fanoise.errors import CatalogError
 
@@ -38,7 +38,7 @@ def matching_on_hub(pattern: str) -> list[str]:
     from huggingface_hub import HfFileSystem
 
     try:
-        found = HfFileSystem().glob(pattern.removeprefix("hf://"), detail=True)
+        found: Any = HfFileSystem().glob(pattern.removeprefix("hf://"), detail=True)
     except Exception as error:  # as in `fetch`
         _fail(pattern, "looked up", error)
     names = [name for name, entry in found.items() if entry["type"] == "file"]

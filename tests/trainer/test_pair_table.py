@@ -14,7 +14,7 @@ import pytest
 
 from fanoise.catalog import Item
 from fanoise.errors import CatalogError
-from trainer.pair_table import Pair, PairRow, PairTable, pair_keys
+from trainer.pair_table import Pair, PairRow, PairTable, pair_keys, parts
 from trainer.pairs import equal_keys, read_pairs, valid_answers
 
 ROOT = Path(__file__).parents[2]
@@ -84,6 +84,13 @@ def test_the_file_of_a_table_has_no_name(tmp_path, monkeypatch):
     assert len(table) == 9000
     assert not any(seen), "not even while it is written"
     assert not list(tmp_path.iterdir())
+
+
+def test_rows_with_images_of_their_own_are_written_fewer_at_a_time():
+    image = bytes(2**25)
+    rows = [PairRow(("a", image), ("p", None)), PairRow(("a", None), ("p", None), [(None, image)])] * 5
+    assert [len(part) for part in parts(rows)] == [2] * 5
+    assert [len(part) for part in parts(row(number) for number in range(9000))] == [4096, 4096, 808]
 
 
 def test_forked_processes_read_the_same_rows():
