@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import IO, Protocol, runtime_checkable
 
 import numpy as np
-from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageOps, UnidentifiedImageError
 from PIL.JpegImagePlugin import JpegImageFile
 
 from fanoise.errors import ImageError, one_line
@@ -114,8 +114,6 @@ def _reduced(image: Image.Image, max_pixels: int) -> Image.Image:
     factor = math.sqrt(max_pixels / (image.width * image.height))
     if factor >= 1:
         return image
-    if image.getexif().get(ExifTags.Base.Orientation, 1) != 1:  # of TIFF it is lost in resizing
-        image = ImageOps.exif_transpose(image)
     if image.mode == "PA" or "transparency" in image.info:
         image = image.convert("RGBA")
     elif to := {"1": "L", "P": "RGB", "I;16": "I", "I;16B": "I", "I;16L": "I", "I;16N": "I"}.get(image.mode):

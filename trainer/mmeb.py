@@ -81,7 +81,7 @@ def read_mmeb_train(
 
 
 def _batches(path: Path) -> Iterator[pa.RecordBatch]:
-    """Column by column; row by row, ten times as slow, where that does not tell what is right or wrong."""
+    """Column by column; row by row, several times as slow, where that does not tell what is right or wrong."""
     lost: int | None = None
     query_images = False
     for first, batch in read_batches(path, BATCH_ROWS):

@@ -76,7 +76,7 @@ def equal_keys(keys: np.ndarray) -> np.ndarray:
 
 
 def _batches(path: Path) -> Iterator[pa.RecordBatch]:
-    """Of Parquet column by column, where columns are plain; all else row by row, ten times as slow."""
+    """Of Parquet column by column, where columns are plain; all else row by row, several times as slow."""
     if path.suffix.lower() != ".parquet":
         for part in parts(_checked(path, number, row) for number, row in read_rows(path)):
             yield batch_of_rows(part)

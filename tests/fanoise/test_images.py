@@ -243,6 +243,10 @@ def test_a_scan_of_70_megapixels_is_usable(kind):
     assert opened.getpixel((opened.width * 3 // 4, 99)) == WHITE
 
 
+TURNED = Image.Exif()
+TURNED[0x0112] = 6
+
+
 def smooth(mode: str) -> Image.Image:
     """40 × 30, without edges but for the alpha channel's."""
     down, right = np.mgrid[0:30, 0:40]
@@ -271,6 +275,7 @@ def smooth(mode: str) -> Image.Image:
         ("P", "GIF", {}),
         *((mode, "TIFF", {}) for mode in ("1", "I", "I;16", "F", "CMYK")),
         ("RGB", "TIFF", {"tiffinfo": {0x0112: 6}}),
+        ("RGB", "PNG", {"exif": TURNED}),
         ("RGBA", "WEBP", {"lossless": True}),
         ("RGB", "BMP", {}),
     ],
@@ -278,11 +283,31 @@ def smooth(mode: str) -> Image.Image:
 def test_a_reduced_image_looks_as_the_whole_one(mode, kind, options):
     data = encode(smooth(mode), kind, **options)
     whole, reduced = open_image(data), open_image(data, max_pixels=1000)
-    assert reduced.size == ((27, 36) if "tiffinfo" in options else (36, 27))
+    assert reduced.size == ((27, 36) if {"tiffinfo", "exif"} & options.keys() else (36, 27))
     expected = np.asarray(whole.resize(reduced.size, Image.Resampling.HAMMING), dtype=int)
     difference = np.abs(np.asarray(reduced, dtype=int) - expected)
     assert difference.mean() < 2
     assert expected.std() > 10, "there is something to see"
+
+
+@pytest.mark.parametrize("mode", ["1", "P", "RGB"])
+@pytest.mark.parametrize("kept", [True, False])
+def test_fine_stripes_are_averaged_and_what_is_transparent_is_white_before(mode, kept):
+    """Of one pixel each, red and blue; in 1, white and black. Blue is transparent unless it is `kept`."""
+    stripes = Image.fromarray(np.tile(np.array([RED, BLUE], dtype=np.uint8), (60, 50, 1)))
+    options: dict[str, object] = {}
+    if mode == "1":
+        stripes = Image.fromarray(np.tile(np.array([True, False]), (60, 50)))
+    elif mode == "P":
+        stripes = stripes.quantize(2)
+        options = {} if kept else {"transparency": stripes.getpixel((1, 0))}
+    elif not kept:
+        options = {"transparency": BLUE}
+    data = encode(stripes, **options)
+    mean = np.asarray(open_image(data), dtype=float).mean(axis=(0, 1))
+    reduced = np.asarray(open_image(data, max_pixels=4000), dtype=float)
+    assert np.abs(reduced.mean(axis=(0, 1)) - mean).max() < 3
+    assert ((reduced[..., 1] > 5) & (reduced[..., 1] < 250)).any() == (mode == "1" or not kept)
 
 
 @pytest.mark.parametrize("as_image", [False, True])

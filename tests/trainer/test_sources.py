@@ -241,6 +241,12 @@ def test_a_pattern_on_the_hub_without_files_is_refused(tmp_path, listed_hub):
         matching("hf://datasets/*/a.parquet")
 
 
+def test_files_on_the_hub_are_sorted_however_they_are_listed(monkeypatch):
+    found = {f"datasets/me/mugs/{name}.csv": {"type": "file"} for name in "bca"}
+    monkeypatch.setattr(huggingface_hub.HfFileSystem, "glob", lambda *_, **__: found)
+    assert matching("hf://datasets/me/mugs/*.csv") == [f"hf://datasets/me/mugs/{name}.csv" for name in "abc"]
+
+
 def test_a_hub_that_cannot_be_asked_for_a_pattern_is_one_line(tmp_path, monkeypatch):
     def fail(*_: object, **__: object) -> None:
         raise huggingface_hub.errors.OfflineModeIsEnabled("Cannot reach it: offline mode is enabled.\n\nMore.")
