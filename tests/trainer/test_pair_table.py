@@ -106,6 +106,15 @@ def test_forked_processes_read_the_same_rows():
         assert json.load(pipe) == ["query 4999", "query 0", "query 4096"]
 
 
+def test_a_handle_opens_the_same_table_and_no_other_file():
+    table, other = store(*(row(number) for number in range(5000))), store(row(0))
+    opened = PairTable.open(table.handle)
+    assert list(opened) == list(table)
+    assert np.array_equal(opened.keys, table.keys)
+    with pytest.raises(OSError, match="is another file"):
+        PairTable.open(table.handle._replace(path=other.handle.path))
+
+
 def test_no_room_on_the_disk_is_one_line_with_the_folder_and_the_remedy():
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, limits[1]))
