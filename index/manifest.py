@@ -54,13 +54,14 @@ _DEEPEST = 8
 
 
 class CatalogOptions(TypedDict, total=False):
-    """Arguments of `fanoise.catalog.read_catalog`; `images` is relative to the index folder."""
+    """As in `index.encoding.intake.Intake`; `images` is relative to the index folder."""
 
     image: str | list[str]
     images: str
     allow_outside: bool
     allow_urls: bool
     vectors: str
+    near_duplicates: str
 
 
 class CurvePoint(TypedDict):

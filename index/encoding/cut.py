@@ -54,7 +54,7 @@ def referenced_rows(ref: CatalogRef, index: Path, *, allow_outside: bool, allow_
     Raises: CatalogError for such a folder without it.
     """
     catalog = index / ref.path
-    reading: dict[str, Any] = ref.options | {"allow_outside": allow_outside, "allow_urls": allow_urls}
+    reading: dict[str, Any] = {**ref.options, "allow_outside": allow_outside, "allow_urls": allow_urls}
     for name in ("vectors", "near_duplicates"):  # which say what becomes of the rows
         reading.pop(name, None)
     if "images" in reading:
