@@ -135,7 +135,7 @@ def _as_built(writer: Writer) -> dict[str, Any]:
     """Fields of `Intake` as the build had them, but for what it was allowed."""
     assert writer.manifest is not None
     old, options = writer.manifest, writer.manifest.catalog.options
-    fields = {"text": old.catalog.text, "dim": old.dim, "precision": old.precision}
+    fields: dict[str, Any] = {"text": old.catalog.text, "dim": old.dim, "precision": old.precision}
     fields |= {name: options[name] for name in ("image", "vectors", "near_duplicates") if name in options}
     return fields | ({"images": writer.folder / options["images"]} if "images" in options else {})
 
