@@ -13,13 +13,10 @@ import numpy as np
 
 from index.factory import choose_factory, train_index
 from index.faiss_file import write_index
-from index.held_out import QUERIES, HeldOut, measure_overlap
+from index.held_out import OVERLAP_SEED, QUERIES, HeldOut, measure_overlap
 from index.manifest import FAISS_INDEX, VECTORS
 from index.store import VectorStore
 from index.tuning import RECALL, tune
-
-_MEASURED = 1
-"""Seed of the rows that `ann_overlap` is measured with."""
 
 Queries = Callable[[], tuple[np.ndarray, str] | None]
 """Gives the vectors [Q, D] of held-out queries and their source, when they are needed; None if there are none."""
@@ -39,7 +36,7 @@ def write_ann(
         factory: `auto` or a FAISS factory string.
         recall: the share of the ten nearest that a search is to find.
         queries: to tune with; without any, sampled rows are.
-        rows_recall: what is to be reached for sampled rows, as `ann_overlap` was measured before; default `recall`.
+        rows_recall: what is to be reached for sampled rows, measured as `ann_overlap` is; default `recall`.
     Raises: InputError for a factory that does not suit the vectors, or the memory.
     """
     vectors = VectorStore.open(stage / VECTORS, in_passing=True)
@@ -72,10 +69,11 @@ def tune_and_measure(
         held_out = HeldOut.of_rows(vectors, most=2 * QUERIES)
         tuned = tune(index, held_out, target=recall)
     else:
-        held_out = HeldOut.of_rows(vectors, seed=_MEASURED)
+        held_out = HeldOut.of_rows(vectors, seed=OVERLAP_SEED)
         tuned = tune(index, held_out, target=rows_recall, margin=False)
+    overlap = measure_overlap(index, vectors)
     return {
-        "ann_overlap": measure_overlap(index, vectors, seed=_MEASURED),
+        "ann_overlap": overlap,
         "search": tuned.parameters,
         "curve": [point.to_json() for point in tuned.curve],
         "tuning": {
@@ -85,5 +83,6 @@ def tune_and_measure(
             "source": held_out.source,
             "others": tuned.chosen_by if tuned.measured_by else 0,
             "reached": tuned.lower >= recall,
+            "overlap": overlap,
         },
     }

@@ -83,6 +83,8 @@ class Tuning(TypedDict, total=False):
     """Number of other queries, of the same source, that the parameters were chosen with; 0 for these very ones."""
     reached: bool
     """Whether the target is below the recall's interval of one standard error, for the queries that chose."""
+    overlap: float
+    """`ann_overlap` right after tuning: what additions are judged by, however many there are."""
 
 
 class _Checked:

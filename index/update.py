@@ -234,7 +234,7 @@ def compact_index(folder: str | Path, *, factory: str | None = None) -> Change:
             writer.stage,
             factory or old.factory,
             recall=old.tuning.get("target", RECALL),
-            rows_recall=old.ann_overlap if old.tuning else None,
+            rows_recall=_overlap_when_tuned(old) if old.tuning else None,
         )
         if factory is None:
             ann["factory_reason"] = old.factory_reason
@@ -366,9 +366,14 @@ def _join(writer: Writer, current: _Current, new: Path, replaced: np.ndarray, qu
     write_index(ann, stage / FAISS_INDEX)
     joined = VectorStore.open(stage / VECTORS, in_passing=True)
     overlap = measure_overlap(ann, joined)
-    if overlap >= old.ann_overlap - _LEAST_LOSS:
+    if overlap >= _overlap_when_tuned(old) - _LEAST_LOSS:
         return {"ann_overlap": overlap}
     return tune_and_measure(ann, joined, recall=recall, queries=queries)
+
+
+def _overlap_when_tuned(manifest: Manifest) -> float:
+    """Not that of the last change: small losses would add up unseen."""
+    return manifest.tuning.get("overlap", manifest.ann_overlap)
 
 
 def _merge_ledgers(old: Path, new: Path, target: Path, indexed: set[str]) -> None:

@@ -31,7 +31,7 @@ def put(folder, factory, index, vectors):
     file.unlink()
     write_index(index, file)
     files = manifest.files | {FAISS_INDEX: FileRecord.of(file)}
-    overlap = measure_overlap(train_index(factory, vectors), vectors, seed=1)
+    overlap = measure_overlap(train_index(factory, vectors), vectors)
     replace(manifest, files=files, factory=factory, ann_overlap=overlap).write(folder)
 
 
