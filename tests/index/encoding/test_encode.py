@@ -83,7 +83,7 @@ def test_any_number_of_workers_writes_the_same_bytes(real, mixed, encode, tmp_pa
     for workers in (0, 1, 2):
         encode(real, mixed, str(workers), workers=workers, signatures=True)
     assert contents(tmp_path / "0") == contents(tmp_path / "1") == contents(tmp_path / "2")
-    assert len(contents(tmp_path / "0")) == 3 * 4
+    assert len(contents(tmp_path / "0")) == 3 * 5
 
 
 def test_rows_of_a_batch_are_about_as_long(encode, split):
