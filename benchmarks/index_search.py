@@ -49,7 +49,7 @@ def main() -> None:
             index = build(Path(name) / factory, factory, options)
             faiss.omp_set_num_threads(options.threads)
             queries = clustered(options.queries, options, seed=SEED + 1)
-            alone = index._nearest._ann
+            alone = index._nearest.ann
             tune(alone, options)
             both = paired(
                 {"faiss": lambda: alone.search(queries, K), "index": lambda: index.search(queries, K)},  # noqa: B023
@@ -93,7 +93,10 @@ class Embedder:
     """What the index asks of the embedder that made the vectors."""
 
     def __init__(self, path: Path, dim: int) -> None:
+        import torch
+
         self.path, self.name, self.dim = path, "random", dim
+        self.module = torch.nn.Module()
         self.noise: dict[str, Any] = {}
         self.fingerprint: Mapping[str, str] = {"weights": "none", "dim": str(dim)}
 
