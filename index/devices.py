@@ -19,7 +19,7 @@ import numpy as np
 
 from fanoise.errors import one_line
 from index.dispatcher import Answer, Dispatcher
-from index.faiss_file import empty_index, faiss_reason
+from index.faiss_file import faiss_reason, named_index
 from index.memory import index_memory
 
 _MOST_ON_GPU = 2048
@@ -179,7 +179,7 @@ def _refused(index: faiss.Index, reason: str) -> CpuIndex:
 def describe_device(factory: str, dim: int) -> str:
     """What would search an index of this type on this machine, should it fit; reads no file."""
     count = gpu_count()
-    odd = _not_for_gpu(empty_index(factory, dim)) if count else None
+    odd = _not_for_gpu(named_index(factory, dim)) if count else None
     if odd is not None:
         return f"CPU ({_NONE_OF.format(odd)})"
     return f"{count} GPU{'s' * (count > 1)}" if count else "CPU"

@@ -4,6 +4,7 @@ Callers compare the checksum first. Then the sizes must be plausible, no single 
 index types that this project makes are taken; anything else is refused by its name.
 """
 
+import re
 import struct
 import threading
 from collections.abc import Iterator
@@ -14,6 +15,7 @@ from pathlib import Path
 import faiss
 
 from fanoise.errors import ArtifactError, InputError, one_line
+from index.manifest import LONGEST_FACTORY
 
 INDEX_TYPES = frozenset(
     {
@@ -51,6 +53,18 @@ TRANSFORMS = frozenset(
 )
 INVERTED_LISTS = frozenset({"ArrayInvertedLists", "BlockInvertedLists"})  # not those in a file that the index names
 
+_WORDS = frozenset(
+    "Flat HNSW HR IVF L M OPQ PCA PCAR PCAW PCAWR PQ RFlat RR RaBitQ RaBitQfs Refine SQ SQbf SQfp SQtq SQtqmse direct "
+    "fs fsr k norm np signed x".split()
+)
+"""Of factory strings for these types. What others allocate follows rules of their own, which are not checked here."""
+_NUMBER = re.compile(r"(IVF|x|)(\d+)([kM]?)")
+_FACTORS = {"": 1, "k": 1 << 10, "M": 1 << 20}
+_MOST_LISTS = 1 << 22
+_MOST_BITS = 12
+"""Of a product code: a table of 2^bits lines is made with the empty index."""
+_LEAST_MOST = 1024
+"""What other numbers of a factory string may be for the smallest vectors: links, codes, dimensions, lines at once."""
 _NAMES_IN_FILES = {"IndexFlat": "IndexFlatIP", "OPQMatrix": "LinearTransform"}
 """What the types become that FAISS does not keep apart in a file."""
 _HEADER = struct.Struct("<4siq")  # which kind, d, ntotal
@@ -102,7 +116,11 @@ def read_index(path: Path, *, rows: int, dim: int, factory: str) -> faiss.Index:
 
 
 def empty_index(factory: str, dim: int) -> faiss.Index:
-    """An untrained index of inner products. Raises InputError for a string that FAISS does not know."""
+    """An untrained index of inner products.
+
+    Raises: InputError for a string that FAISS does not know, or that has FAISS allocate what no index needs.
+    """
+    _check_size(factory, dim)
     try:
         return faiss.index_factory(dim, factory, faiss.METRIC_INNER_PRODUCT)
     except (RuntimeError, MemoryError) as error:
@@ -110,6 +128,29 @@ def empty_index(factory: str, dim: int) -> faiss.Index:
             f"factory {factory!r} is not one that FAISS can build for inner products and dim {dim}: "
             f"{faiss_reason(error)}; use auto, Flat, or for example HNSW32 or IVF256,Flat"
         ) from error
+
+
+def _check_size(factory: str, dim: int) -> None:
+    """Raise InputError for what would exhaust the memory, or the stack, before FAISS refuses it."""
+    if len(factory) > LONGEST_FACTORY:
+        raise InputError(f"factory {factory[:20]!r}… has {len(factory)} characters; {LONGEST_FACTORY} is the most")
+    lists = 0
+    for before, digits, factor in _NUMBER.findall(factory):
+        number = int(digits) * _FACTORS[factor]
+        lists += number if before == "IVF" else 0
+        most = {"IVF": _MOST_LISTS, "x": _MOST_BITS}.get(before, max(_LEAST_MOST, dim))
+        if number > most or lists > _MOST_LISTS:
+            raise InputError(
+                f"factory {factory!r} asks for {before}{digits}{factor} where {before}{most} is the most for dim {dim}"
+            )
+
+
+def named_index(factory: str, dim: int) -> faiss.Index:
+    """As `empty_index`, for a string that a manifest names, which may be a stranger's."""
+    unknown = sorted(set(re.findall(r"[^\W\d_]+|[^\w,()]", factory)) - _WORDS)
+    if unknown:
+        raise InputError(f"factory {factory[:20]!r} has {unknown[0][:20]!r} in it, which no type has that is read")
+    return empty_index(factory, dim)
 
 
 def write_index(index: faiss.Index, path: Path) -> None:
@@ -237,7 +278,7 @@ def _misfits_of_lists(index: faiss.IndexIVF) -> Iterator[str]:
 def _check_made_with(index: faiss.Index, factory: str, path: Path) -> None:
     """Raise ArtifactError for an index of other types or sizes than those that the factory string makes."""
     try:
-        empty = empty_index(factory, index.d)
+        empty = named_index(factory, index.d)
     except InputError as error:
         raise ArtifactError(f"{path} is said to be of a type that there is not: {error}") from None
     for ours, theirs in zip_longest(_layout(empty), _layout(index), fillvalue="nothing more"):

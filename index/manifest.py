@@ -48,6 +48,8 @@ ENCODING = "encoding"
 REBUILD = "`python -m index build --embedder … --catalog … --out …`"
 
 
+LONGEST_FACTORY = 256
+"""Characters of a FAISS factory string, which FAISS takes apart with regular expressions that recurse."""
 _MOST_MS = 1e6
 _DEEPEST = 8
 """Levels of lists and objects within a value of any type."""
@@ -183,6 +185,8 @@ class Manifest(_Checked):
                 raise ValueError(f"{name} must be >= {least}, got {getattr(self, name)}")
         if self.deleted >= self.count:
             raise ValueError(f"deleted must be below count {self.count}, got {self.deleted}")
+        if len(self.factory) > LONGEST_FACTORY:
+            raise ValueError(f"factory must have at most {LONGEST_FACTORY} characters, got {len(self.factory)}")
         if self.dim > self.embedder_dim:
             raise ValueError(f"dim must be at most embedder_dim {self.embedder_dim}, got {self.dim}")
         recalls = [self.ann_overlap, *(point["recall"] for point in self.curve)]

@@ -11,6 +11,7 @@ import faiss
 import numpy as np
 import pytest
 
+from fanoise.errors import InputError
 from index import devices
 from index.build import build_index
 from index.devices import CpuIndex, GpuIndex, describe_device, gpu_count, serve
@@ -150,6 +151,12 @@ def test_types_that_faiss_has_on_no_gpu_stay_on_the_cpu(monkeypatch, factory, pa
     assert served.device == f"CPU (there is a GPU, but FAISS has no {part} for it)"
     assert gpus.made == []
     assert describe_device(factory, 16) == served.device
+
+
+def test_a_type_that_a_manifest_names_is_not_made_if_it_is_none_that_is_read(monkeypatch):
+    FakeGpus(1).install(monkeypatch)
+    with pytest.raises(InputError, match="has 'Residual' in it"):
+        describe_device("Residual3x10,Flat", 16)
 
 
 @pytest.mark.parametrize("factory", ["Flat", "IVF4,Flat", "IVF4,SQ8", "IVF4,PQ4", "PCA8,IVF4,Flat"])

@@ -139,10 +139,17 @@ def test_more_clusters_than_vectors_is_one_clear_line():
         train_index("IVF64,Flat", VectorStore(unit_rows(20)))
 
 
+@pytest.mark.parametrize("factory", ["IVF999999999,Flat", "PQ32x24", "Flat" + "," * 260])
+def test_a_factory_that_no_manifest_may_name_is_refused_at_once(factory, monkeypatch):
+    monkeypatch.setattr("faiss.index_factory", None)
+    with pytest.raises(InputError, match="is the most"):
+        check_factory(factory, 128)
+
+
 def test_a_factory_of_more_lists_than_the_memory_holds_is_refused(monkeypatch):
     def index_factory(*_):
         raise MemoryError("std::bad_alloc")
 
     monkeypatch.setattr("faiss.index_factory", index_factory)
-    with pytest.raises(InputError, match=r"'IVF999999999,Flat' is not one that FAISS can build .*std::bad_alloc"):
-        check_factory("IVF999999999,Flat", 128)
+    with pytest.raises(InputError, match=r"'IVF4000000,Flat' is not one that FAISS can build .*std::bad_alloc"):
+        check_factory("IVF4000000,Flat", 128)

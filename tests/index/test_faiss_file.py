@@ -73,7 +73,12 @@ def test_every_type_that_is_offered_is_read_back(vectors, tmp_path, factory):
         ("PCA8,Flat", "PCA4,Flat", r"PCAMatrix \(dim 16 to 8\).*PCAMatrix \(dim 16 to 4\)"),
         ("PCA8,Flat", "Flat", "IndexPreTransform"),
         ("L2norm,PCA8,Flat", "L2norm,Flat", "PCAMatrix.*has IndexFlatIP"),
-        ("Flat", "no such", "is said to be of a type that there is not: factory 'no such' is not one that FAISS"),
+        (
+            "Flat",
+            "no such",
+            "is said to be of a type that there is not: factory 'no such' has ' ' in it, which no type",
+        ),
+        ("Flat", "Flat32", "is said to be of a type that there is not: factory 'Flat32' is not one that FAISS"),
     ],
 )
 def test_another_type_than_the_manifest_says_is_refused(vectors, tmp_path, made, said, message):
@@ -81,6 +86,31 @@ def test_another_type_than_the_manifest_says_is_refused(vectors, tmp_path, made,
     with pytest.raises(ArtifactError, match=message) as refusal:
         read_index(file, rows=ROWS, dim=DIM, factory=said)
     assert "\n" not in str(refusal.value)
+
+
+@pytest.mark.parametrize(
+    ("factory", "message"),
+    [
+        ("A" * 30_000, "has 'A{20}' in it"),
+        (",".join(["L2norm"] * 5000), "has 34999 characters; 256 is the most"),
+        ("IVF150000000,Flat", "asks for IVF150000000 where IVF4194304 is the most"),
+        ("IVF200M,Flat", "asks for IVF200M where IVF4194304 is the most"),
+        ("IVF4194304(IVF4194304,Flat),Flat", "asks for IVF4194304 where"),
+        ("PQ32x24", "asks for x24 where x12 is the most"),
+        ("PCA200000,PQ8x12", "asks for 200000 where 1024 is the most for dim 16"),
+        ("HNSW100000000", "asks for 100000000 where"),
+        ("Residual3x10,Flat", "has 'Residual' in it, which no type has that is read"),
+        ("IMI2x12,Flat", "has 'IMI' in it"),
+        ("HNSW8_2x8+PQ4", r"has '\+' in it"),
+        ("Pad500000000,Flat", "has 'Pad' in it"),
+    ],
+)
+def test_faiss_is_asked_for_nothing_large_because_a_manifest_says_so(vectors, tmp_path, monkeypatch, factory, message):
+    """Each would end the process, by the depth of FAISS's recursion, or allocate gigabytes before it is refused."""
+    file = write(make("Flat", vectors), tmp_path / "i.faiss")
+    monkeypatch.setattr(faiss, "index_factory", None)
+    with pytest.raises(ArtifactError, match=message):
+        read_index(file, rows=ROWS, dim=DIM, factory=factory)
 
 
 @pytest.mark.parametrize("factory", REFUSED)

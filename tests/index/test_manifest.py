@@ -18,7 +18,8 @@ from tests.index.test_tuning import unit_rows
 
 VALUES = [
     None, True, "", "no", "\ud800", "\x00", "../..", [], {}, [{}], {"a": 1}, [[[]]], -1, 0, 1, 10**30, 0.5, 1e308,
-    float("nan"), {"nprobe": -1}, {"nprobe": 10**18}, {"efSearch": 8}, {"target": True}, ["a", None],
+    float("nan"), {"nprobe": -1}, {"nprobe": 10**18}, {"efSearch": 8}, {"target": True}, ["a", None], "A" * 30_000,
+    "IVF150000000,Flat", "PQ32x24",
 ]  # fmt: skip
 
 
@@ -250,6 +251,7 @@ def test_whatever_a_manifest_with_a_right_digest_says_it_works_or_is_refused_in_
         ({"added": [None]}, "NoneType"),
         ({"embedder": {"noise": True}}, "embedder.*missing|keys missing"),
         ({"factory": "\ud800"}, "surrogates not allowed"),
+        ({"factory": "A" * 257}, "factory must have at most 256 characters, got 257"),
     ],
 )
 def test_a_value_of_another_type_is_named(built, change, message):
