@@ -148,7 +148,7 @@ def _encoding_faults(
     wanted = {index.ids[row]: int(row) for row in rows}
     try:
         items = _find_items(index, set(wanted), permissions)
-    except (FANoiseError, OSError, TypeError) as error:  # TypeError: options of another version
+    except (FANoiseError, OSError) as error:
         yield f"nothing can be encoded again: {error}"
         return
     for id, row in tqdm(wanted.items(), unit=" items", desc="Encoding again", disable=not progress, leave=False):

@@ -50,18 +50,19 @@ def referenced_rows(ref: CatalogRef, index: Path, *, allow_outside: bool, allow_
 
     Args:
         allow_outside, allow_urls: as in `read_catalog`. What the manifest says of them does not count: it may be a
-            stranger's. For the same reason a folder of images outside the catalogue's needs `allow_outside`.
+            stranger's. For the same reason a folder of images outside the catalogue's needs `allow_outside`, and
+            options that say nothing of where images are, of a later version or made up, are left aside.
     Raises: CatalogError for such a folder without it.
     """
     catalog = index / ref.path
-    reading: dict[str, Any] = {**ref.options, "allow_outside": allow_outside, "allow_urls": allow_urls}
-    for name in ("vectors", "near_duplicates"):  # which say what becomes of the rows
-        reading.pop(name, None)
-    if "images" in reading:
-        reading["images"] = index / reading["images"]
-        if not allow_outside and not reading["images"].resolve().is_relative_to(catalog_root(catalog).resolve()):
+    reading: dict[str, Any] = {"allow_outside": allow_outside, "allow_urls": allow_urls}
+    if "image" in ref.options:
+        reading["image"] = ref.options["image"]
+    if "images" in ref.options:
+        images = reading["images"] = index / ref.options["images"]
+        if not allow_outside and not images.resolve().is_relative_to(catalog_root(catalog).resolve()):
             raise CatalogError(
-                f"{index}: its manifest reads images in {reading['images'].resolve()}, outside the folder of catalogue "
+                f"{index}: its manifest reads images in {images.resolve()}, outside the folder of catalogue "
                 f"{ref.name}; if it may, say so with --allow-outside"
             )
     return catalog_rows(catalog, text=ref.text, **reading)

@@ -235,6 +235,12 @@ def test_encoding_again_needs_its_own_permissions(embedder, tmp_path):
     assert f"its manifest reads images in {tmp_path / 'private'}, outside the folder of" in fault
 
 
+def test_encoding_again_needs_no_option_that_is_unknown(built, embedder):
+    manifest = Manifest.read(built)
+    replace(manifest, catalog=replace(manifest.catalog, options={"later": 1, "on_reject": "print"})).write(built)
+    assert verify_index(built, embedder=embedder, reencode=40) == []
+
+
 @pytest.mark.parametrize("precision", ["fp32", "fp16", "int8"])
 def test_encoding_again_allows_for_precision_and_truncation_but_not_for_more(
     embedder, new_catalog, tmp_path, precision

@@ -1,3 +1,7 @@
+from dataclasses import replace
+
+import pytest
+
 import index.encoding.cut
 from fanoise.catalog import ImageBytes, Item
 from index.encoding.content import read_image
@@ -66,3 +70,14 @@ def test_a_manifest_finds_its_catalogue_again_wherever_both_are_moved(tmp_path):
     (tmp_path / "there").rename(tmp_path / "moved" / "there")
     [item] = referenced_rows(ref, tmp_path / "moved" / "index", allow_outside=False, allow_urls=False)
     assert (item.text, read_image(item.image)[:4]) == ("x", b"\x89PNG")
+
+
+@pytest.mark.parametrize("name", ["on_reject", "on_other", "text", "path", "later", "vectors", "near_duplicates"])
+def test_options_that_are_none_of_reading_images_are_left_aside(tmp_path, name):
+    (tmp_path / "index").mkdir()
+    (tmp_path / "c.jsonl").write_text('{"id": "a", "text": null}\n{"id": "b", "text": "x", "other": "y"}')
+    ref = catalog_ref(tmp_path / "c.jsonl", tmp_path / "index", text=None)
+    expected = list(referenced_rows(ref, tmp_path / "index", allow_outside=False, allow_urls=False))
+    assert [(type(row).__name__, row.id) for row in expected] == [("Reject", "a"), ("Item", "b")]
+    strange = replace(ref, options={name: "other"})
+    assert list(referenced_rows(strange, tmp_path / "index", allow_outside=False, allow_urls=False)) == expected
