@@ -18,9 +18,9 @@ Unicode's compatibility form; nothing is stemmed and no word left out, so that i
 import re
 import threading
 import unicodedata
-from collections.abc import Hashable, Iterable, Iterator, Mapping
+from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 from weakref import WeakKeyDictionary
 
 import numpy as np
@@ -42,7 +42,15 @@ _WORD = re.compile(r"\w+")
 T = TypeVar("T", bound=Hashable)
 
 
-def find_hybrid(
+class Ranked(NamedTuple):
+    """A row that a hybrid search found, before it is a hit with fields."""
+
+    row: int
+    cosine: float
+    fused: float
+
+
+def rank_hybrid(
     index: Index,
     vector: np.ndarray,
     text: str,
@@ -51,8 +59,8 @@ def find_hybrid(
     *,
     group_by: str | None = None,
     min_score: float | None = None,
-) -> list[Hit]:
-    """The `k` best hits by vector and words. Other arguments as in `Index.search`; all hits have their cosine.
+) -> list[Ranked]:
+    """The `k` best rows by vector and words. Other arguments as in `Index.search`; all have their cosine.
 
     Args:
         vector: float [1, D].
@@ -88,8 +96,13 @@ def find_hybrid(
         ]
     )
     best = sorted(fused, key=lambda key: (-fused[key], -cosine[row_of[key]]))[:k]
-    hits = index.hits([cosine[row_of[key]] for key in best], [row_of[key] for key in best])
-    return [replace(hit, fused=fused[key]) for hit, key in zip(hits, best, strict=True)]
+    return [Ranked(row_of[key], cosine[row_of[key]], fused[key]) for key in best]
+
+
+def ranked_hits(index: Index, ranked: Sequence[Ranked]) -> list[Hit]:
+    """Hits of what `rank_hybrid` found, with their fields."""
+    hits = index.hits([one.cosine for one in ranked], [one.row for one in ranked])
+    return [replace(hit, fused=one.fused) for hit, one in zip(hits, ranked, strict=True)]
 
 
 def fuse(rankings: Iterable[Mapping[T, int]], constant: int = RRF_CONSTANT) -> dict[T, float]:

@@ -92,14 +92,22 @@ class Rows:
         self._lock = threading.Lock()
 
     def take(self, rows: Sequence[int]) -> list[dict[str, Any]]:
-        """The rows, each with its columns by name. Raises: as `read_parquet`."""
-        numbers = np.searchsorted(self._ends, rows, side="right")
-        groups = {number: self._group(number) for number in dict.fromkeys(numbers.tolist())}
-        found: list[dict[str, Any]] = []
-        for row, number in zip(rows, numbers.tolist(), strict=True):
-            place = row - int(self._ends[number]) + len(groups[number])
-            found += groups[number].slice(place, 1).to_pylist()
-        return found
+        """The rows, each with its columns by name; of row groups that are not kept, one at a time is held.
+
+        Raises: as `read_parquet`.
+        """
+        wanted: dict[int, list[int]] = {}  # row group -> rows
+        for row, number in zip(rows, np.searchsorted(self._ends, rows, side="right").tolist(), strict=True):
+            wanted.setdefault(number, []).append(row)
+        found: dict[int, dict[str, Any]] = {}
+        for number, its_rows in wanted.items():
+            found |= self._take_of_group(number, its_rows)
+        return [found[row] for row in rows]
+
+    def _take_of_group(self, number: int, rows: Sequence[int]) -> dict[int, dict[str, Any]]:
+        group = self._group(number)
+        first = int(self._ends[number]) - len(group)
+        return {row: group.slice(row - first, 1).to_pylist()[0] for row in rows}
 
     def _group(self, number: int) -> pa.Table:
         with self._lock:

@@ -1,9 +1,9 @@
 """Search an index by text and image: what the command line, the evaluation and the app do with `index.opened`."""
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, Self, TypeVar
 
 import numpy as np
 from PIL import Image
@@ -18,6 +18,8 @@ from index.opened import Index
 
 if TYPE_CHECKING:
     from fanoise.embedder import Embedder
+
+T = TypeVar("T")
 
 __all__ = ["MOST_HITS", "Answer", "Hit", "Index", "Searcher"]
 
@@ -105,10 +107,11 @@ class Searcher:
         start = time.perf_counter()
         vector = encode_query(self.embedder, text, image)
         encoded = time.perf_counter()
-        find = _at_depth(backend, vector, text if hybrid else None, where=where, group_by=group_by, min_score=min_score)
+        asked = {"where": where, "group_by": group_by, "min_score": min_score}
+        find, make_hits = _at_depth(backend, vector, text if hybrid else None, **asked)
         is_whole = k is None and min_score is not None
         most = min(MOST_HITS, backend.most_hits) if is_whole else _K if k is None else k
-        hits = _find_all(find, most) if is_whole else find(most)
+        hits = make_hits(_find_all(find, most) if is_whole else find(most))
         done = time.perf_counter()
         latency_ms = {"encode": (encoded - start) * 1000, "search": (done - encoded) * 1000}
         notes = backend.notes(where)
@@ -127,21 +130,30 @@ class Searcher:
         return Answer(hits, latency_ms, notes)
 
 
-def _at_depth(backend: Backend, vector: np.ndarray, words: str | None, **options: Any) -> Callable[[int], list[Hit]]:
-    """The search as a function of k; a hybrid one where there are words. Raises InputError where that is not there."""
-    if words is None:
-        return lambda k: backend.find(vector, k, **options)[0]
-    from index.hybrid import find_hybrid
-
+def _at_depth(
+    backend: Backend, vector: np.ndarray, words: str | None, **options: Any
+) -> tuple[Callable[[int], Sequence[Any]], Callable[[Sequence[Any]], list[Hit]]]:
+    """The search as a function of k, and what makes hits, fields included, of its result; a hybrid one where there are
+    words. Raises InputError where that is not there."""
     if not isinstance(backend, Index):
-        raise InputError(f"{backend} is no index folder, and only such a one has a hybrid search")
-    return lambda k: find_hybrid(backend, vector, words, k, **options)
+        if words is not None:
+            raise InputError(f"{backend} is no index folder, and only such a one has a hybrid search")
+        return lambda k: backend.find(vector, k, **options)[0], list
+    if words is not None:
+        from index.hybrid import rank_hybrid, ranked_hits
+
+        return lambda k: rank_hybrid(backend, vector, words, k, **options), lambda ranked: ranked_hits(backend, ranked)
+
+    def rank(k: int) -> list[tuple[float, int]]:
+        [scores], [rows] = backend.search(vector, k, **options)
+        return [(score, row) for score, row in zip(scores.tolist(), rows.tolist(), strict=True) if row >= 0]
+
+    return rank, lambda ranked: backend.hits([score for score, _ in ranked], [row for _, row in ranked])
 
 
-def _find_all(find: Callable[[int], list[Hit]], most: int) -> list[Hit]:
-    """What a search with a least score finds if it is asked for more and more, until a hit fell below it; `most` hits
-    at most."""
+def _find_all(find: Callable[[int], Sequence[T]], most: int) -> Sequence[T]:
+    """What a search with a least score finds if it is asked for more and more, until it found less; `most` at most."""
     k = min(_FIRST_K, most)
-    while len(hits := find(k)) == k < most:
+    while len(found := find(k)) == k < most:
         k = min(4 * k, most)
-    return hits
+    return found

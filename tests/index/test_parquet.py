@@ -9,6 +9,9 @@ import pytest
 import index.parquet
 from index.parquet import PieceWriter, Rows, open_file, read_pieces
 
+_POOLS: list[pa.MemoryPool] = []
+"""Kept: a pool must outlive what was taken from it."""
+
 
 def table(sizes: list[int], first: int = 0) -> pa.Table:
     """A row with a text of each size; the fields say which row it is."""
@@ -104,6 +107,22 @@ def test_one_row_group_is_kept_however_large(tmp_path, reads):
     rows = Rows(open_file(tmp_path / "a.parquet"), ["fields"], keep_bytes=0)
     assert rows.take([3, 4]) == [*rows.take([3]), *rows.take([4])]
     assert len(reads) == 1
+
+
+def test_of_rows_in_many_row_groups_one_group_at_a_time_is_in_memory(tmp_path, monkeypatch):
+    monkeypatch.setattr(index.parquet, "GROUP_BYTES", 1 << 18)
+    file = write(tmp_path / "a.parquet", *(table([10_000] * 10, first) for first in range(0, 300, 10)))
+    assert file.num_row_groups == 30
+    rows = Rows(open_file(tmp_path / "a.parquet"), ["fields"], keep_bytes=0)
+    before, pool = pa.default_memory_pool(), pa.proxy_memory_pool(pa.default_memory_pool())
+    pa.set_memory_pool(pool)
+    try:
+        found = rows.take(range(299, -1, -7))
+    finally:
+        pa.set_memory_pool(before)
+    assert [row["fields"]["n"] for row in found] == list(range(299, -1, -7))
+    assert 100_000 <= pool.max_memory() < 30 * 100_000 / 3, "that of all groups is 30 times as much"
+    _POOLS.append(pool)
 
 
 def test_threads_may_ask_at_once(tmp_path):

@@ -289,6 +289,17 @@ def test_a_least_score_with_k_says_where_more_may_reach_it(many):
     assert len(many.search(text="many 7").hits) == 10
 
 
+@pytest.mark.parametrize("options", [{}, {"hybrid": True}, {"group_by": "item"}])
+def test_fields_are_read_once_however_often_more_is_asked_for(many, monkeypatch, options):
+    depths, made = [], []
+    search, hits = Index.search, Index.hits
+    monkeypatch.setattr(Index, "search", lambda self, v, k, *a, **o: depths.append(k) or search(self, v, k, *a, **o))
+    monkeypatch.setattr(Index, "hits", lambda self, scores, rows: made.append(len(rows)) or hits(self, scores, rows))
+    answer = many.search(text="many 7", min_score=-0.5, **options)
+    assert len(depths) > 1 and len(answer.hits) > 64
+    assert made == [len(answer.hits)]
+
+
 def test_hits_that_reach_a_score_end_somewhere_and_that_is_said(many, monkeypatch):
     monkeypatch.setattr(index.search, "MOST_HITS", 100)
     for options in ({}, {"hybrid": True}, {"group_by": "item"}):
