@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,8 +15,10 @@ from index.manifest import CatalogRef
 
 SHARD_ROWS = 4096
 _SHARD_BYTES = 64 << 20
-"""A shard ends before its rows where they hold this much: long texts, images inside the catalogue. Three shards are in
-memory at once, and what is written of one as well."""
+"""A shard ends before its rows where they hold this much: long texts and fields, images inside the catalogue. Three
+shards are in memory at once, and what is written of one as well."""
+_VALUE_BYTES = 8
+"""Of a number, or of where a text is."""
 
 
 @dataclass(frozen=True)
@@ -85,4 +87,15 @@ def _size_bytes(row: Item | Reject) -> int:
     if isinstance(row, Reject):
         return 0
     image = row.image.data if isinstance(row.image, ImageBytes) else row.image
-    return len(row.text or "") + (len(image) if isinstance(image, bytes) else 0)
+    return len(row.text or "") + (len(image) if isinstance(image, bytes) else 0) + _value_bytes(row.fields)
+
+
+def _value_bytes(value: Any) -> int:
+    """Roughly, and alike on all machines: what a field's value holds."""
+    if isinstance(value, (str, bytes)):
+        return len(value)
+    if isinstance(value, Mapping):
+        return sum(_VALUE_BYTES + _value_bytes(member) for member in value.values())
+    if isinstance(value, (list, tuple)):
+        return sum(_VALUE_BYTES + _value_bytes(member) for member in value)
+    return 0

@@ -30,6 +30,15 @@ def test_a_shard_ends_where_images_inside_the_catalogue_fill_it(monkeypatch):
     assert [len(shard.rows) for shard in cut(rows, 100)] == [4, 4]
 
 
+@pytest.mark.parametrize(
+    "value", ["x" * 300, ["x" * 150, "y" * 150], {"a": {"b": ["x" * 300]}}, list(range(40)), [[0.5] * 20, [0.5] * 20]]
+)
+def test_a_shard_ends_where_fields_fill_it(monkeypatch, value):
+    monkeypatch.setattr(index.encoding.cut, "_SHARD_BYTES", 1200)
+    rows = [Item(id=str(i), text="x", fields={"n": i, "value": value, "none": None}) for i in range(7)]
+    assert [len(shard.rows) for shard in cut(rows, 100)] == [4, 3]
+
+
 def test_it_reads_no_further_than_the_shard_that_is_asked_for():
     seen = []
     rows = (seen.append(i) or Item(id=str(i), text="x") for i in range(100))
