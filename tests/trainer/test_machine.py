@@ -9,13 +9,14 @@ from pathlib import Path
 
 import pytest
 
-CASES = ("together", "apart", "closed", "fault", "lost")
-"""`apart`: the second and third are on another machine. `closed`: the third may not open what the first wrote."""
+CASES = ("together", "slow", "apart", "closed", "fault", "damaged", "lost")
+"""`slow`: reading takes longer than the run's process group waits. `apart`: the second and third are on another
+machine. `closed`: the third may not open what the first wrote. `damaged`: it may, and finds something else."""
 PROCESS = """
-import json, os, signal, sys
+import json, os, signal, sys, time
+from datetime import timedelta
 from pathlib import Path
 import torch, torch.distributed as dist
-from fanoise.errors import CatalogError, TrainingError
 from trainer import machine
 from trainer.machine import shared_tables
 from trainer.pair_table import PairTable
@@ -24,8 +25,12 @@ from trainer.pairs import read_pairs
 torch.set_num_threads(1)
 folder, me, cases = Path(sys.argv[1]), int(sys.argv[2]), json.loads(sys.argv[3])
 dist.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=me, world_size=3)
+dist.barrier()
+dist.distributed_c10d._set_pg_timeout(timedelta(seconds=0.2), dist.group.WORLD)  # not before all have started
 
 def read():
+    if case in ("slow", "closed"):
+        time.sleep(1)
     with (folder / f"{case}.readers").open("a") as file:
         file.write(f"{me}\\n")
     if case == "lost":
@@ -35,15 +40,19 @@ def read():
 def refuse(handle):
     raise PermissionError(13, "Permission denied")
 
+def find_damage(handle):
+    raise ValueError("cannot mmap an empty file")
+
 machine_of, open_table = machine._machine, PairTable.open
 for case in cases:
     machine._machine = (lambda: "another") if case == "apart" and me > 0 else machine_of
-    PairTable.open = refuse if case == "closed" and me == 2 else open_table
+    PairTable.open = {"closed": refuse, "damaged": find_damage}.get(case, open_table) if me == 2 else open_table
     try:
         first, second = shared_tables(read)
         answer = [[pair.query.text for pair in first], str(second[0].positive.image), first.keys.tolist(),
-                  second.equal_negatives, [first.names_images, second.names_images], len(second.sample(1, seed=0))]
-    except (CatalogError, TrainingError) as error:
+                  second.equal_negatives, [first.names_images, second.names_images], len(second.sample(1, seed=0)),
+                  sorted(map(int, (folder / f"{case}.readers").read_text().split()))]
+    except Exception as error:
         answer = [type(error).__name__, str(error)]
     with (folder / f"answers-{me}.jsonl").open("a") as file:  # a full pipe would hold up everyone
         file.write(json.dumps(answer) + "\\n")
@@ -97,12 +106,15 @@ def readers(folder: Path, case: str) -> list[int]:
     return sorted(map(int, (folder / f"{case}.readers").read_text().split()))
 
 
-@pytest.mark.parametrize(("case", "expected"), [("together", [0]), ("apart", [0, 1]), ("closed", [0, 2])])
+@pytest.mark.parametrize(
+    ("case", "expected"), [("together", [0]), ("slow", [0]), ("apart", [0, 1]), ("closed", [0, 2])]
+)
 def test_a_machine_s_first_process_reads_and_all_have_the_same_tables(folder, answers, case, expected):
     assert readers(folder, case) == expected
     first, second, third = answers[case]
     assert first == second == third
-    queries, image, keys, equal_negatives, names_images, sampled = first
+    queries, image, keys, equal_negatives, names_images, sampled, read_before = first
+    assert read_before == expected, "nobody goes on, to wait elsewhere, while another still reads"
     assert queries == [f"q{number}" for number in range(5000)]
     assert (image, equal_negatives, names_images, sampled) == (str(folder / "a.png"), 3, [False, True], 1)
     assert len(keys) == 5000 and len({query for query, _, _ in keys}) == 5000
@@ -112,6 +124,11 @@ def test_a_fault_that_one_process_finds_is_everyone_s(folder, answers):
     assert readers(folder, "fault") == [0]
     message = f"{folder}/broken.jsonl: row 2: fill positive_text, positive_image or both"
     assert answers["fault"] == [["CatalogError", message]] * 3
+
+
+def test_a_table_that_one_process_cannot_open_ends_all(answers):
+    message = "cannot mmap an empty file"
+    assert answers["damaged"] == [["TrainingError", message], ["TrainingError", message], ["ValueError", message]]
 
 
 def test_nobody_waits_for_a_process_that_dies_while_it_reads(folder, answers):
