@@ -67,9 +67,9 @@ def train(config: RunConfig) -> Path:
             _push(config)
         return run
     device = init_process_group()
+    _check_processes(config, world_size())
     plan = load_plan(config)  # bad input is found before a weight is loaded
     validation = load_validation(config)
-    _check_processes(config, world_size())
     held_out, left_out = read_held_out(validation, device)
     torch.manual_seed(config.seed)
     embedder = build_embedder(config, device)
@@ -94,17 +94,18 @@ def train(config: RunConfig) -> Path:
 def dry_run(config: RunConfig) -> str:
     """What `train` would do with this config, from the pair files and the checkpoint's config.json alone."""
     check_run_folder(config)
+    processes = int(os.environ.get("WORLD_SIZE", "1"))
+    _check_processes(config, processes)
     plan = load_plan(config)
     load_validation(config)
-    limit = config.model.max_pixels or read_base_spec(config).max_pixels
+    spec = read_base_spec(config)  # refuses an adapter
+    limit = config.model.max_pixels or spec.max_pixels
     backbone = load_skeleton(config.model.base)
     if limit is not None and backbone.processor is not None:
         backbone.set_max_pixels(limit)
     if config.lora.enabled:
         add_lora(backbone, config.lora)
     check_backbone(config, backbone)
-    processes = int(os.environ.get("WORLD_SIZE", "1"))
-    _check_processes(config, processes)
     table = describe_run(config, backbone, processes=processes, dtype=resolve_dtype(config), files=plan.files)
     notes = list(plan.notes)
     if config.precision == "auto" and not torch.cuda.is_available():

@@ -170,12 +170,14 @@ def test_dry_run_finds_bad_input_like_a_run(seven_billion, toy_pairs, tmp_path, 
         assert expected in capsys.readouterr().err
 
 
-def test_dry_run_refuses_an_adapter_as_base_and_names_its_base(tiny_base, toy_pairs, tmp_path, capsys):
+@pytest.mark.parametrize("limit", [[], ["--model.max_pixels=10000"]])
+def test_dry_run_refuses_an_adapter_as_base_and_names_its_base(tiny_base, toy_pairs, tmp_path, capsys, limit):
     adapter = tmp_path / "adapter"
     adapter.mkdir()
     write_spec(adapter, EmbedderSpec(base_model="../base"))
+    arguments = [f"--model.base={adapter}", f"--data.pairs={toy_pairs}", "--output_dir=x", "--batch_size=32", *limit]
     with pytest.raises(SystemExit):
-        main([f"--model.base={adapter}", f"--data.pairs={toy_pairs}", "--output_dir=x", "--batch_size=32", "--dry_run"])
+        main([*arguments, "--dry_run"])
     assert "is an adapter; start from its base '../base'" in capsys.readouterr().err
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 import yaml
 
 from fanoise.catalog import Item
@@ -109,6 +110,15 @@ def refuse(arguments: list[str], capsys) -> str:
     assert message.count("\n") == 0, "one line"
     assert message.startswith("error: ")
     return message
+
+
+@pytest.mark.parametrize("dry_run", [True, False])
+def test_too_many_processes_are_refused_before_a_pair_is_read(tiny_base, tmp_path, monkeypatch, capsys, dry_run):
+    monkeypatch.setenv("WORLD_SIZE", "9")
+    monkeypatch.setattr("trainer.train.init_process_group", lambda: torch.device("cpu"))
+    monkeypatch.setattr("trainer.train.world_size", lambda: 9)
+    arguments = options(tiny_base, tmp_path / "none.jsonl", tmp_path / "run", dry_run=dry_run)
+    assert "batch_size (8) must be at least the number of processes (9)" in refuse(arguments, capsys)
 
 
 @pytest.mark.parametrize(
