@@ -4,12 +4,12 @@ import io
 import math
 import os
 import stat
+import warnings
 from pathlib import Path
 from typing import IO, Protocol, runtime_checkable
 
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
-from PIL.JpegImagePlugin import JpegImageFile
 
 from fanoise.errors import ImageError, one_line
 
@@ -23,7 +23,10 @@ FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM")
 _MOST_OF_JPEG = 2.75
 _MOST_OF_OTHERS = 1.5
 """Times `max_pixels` that a file may have; by default 176 million, just what Pillow opens, and 96 million."""
+_JPEG_PREFIX = b"\xff\xd8\xff"
 _MAX_ASPECT = 150  # Qwen2-VL refuses an aspect ratio of 200 and more; stay clear of it after rounding
+# Pillow warns of what lies between its limit and ours. Once for the process, since `catch_warnings` is not for threads.
+warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
 
 
 @runtime_checkable
@@ -42,7 +45,8 @@ def open_image(source: Path | str | bytes | Image.Image | ImageSource, *, max_pi
         source: a path, the file's bytes, an image (returned as RGB), or an image source, which is read.
         max_pixels: a larger image is reduced to as many, JPEG to half its sides while it is decoded. One of more than
             half as many again, JPEG of more than 2.75 times as many, is refused by its header, before any pixel is
-            decoded (decompression bombs).
+            decoded (decompression bombs), and so is what Pillow itself refuses: 2 × `Image.MAX_IMAGE_PIXELS`, 179
+            million.
     Raises: ImageError with a short reason.
     """
     if isinstance(source, bytes | Image.Image):
@@ -81,9 +85,10 @@ def _decode(source: IO[bytes] | bytes | Image.Image, max_pixels: int, name: obje
     try:
         if not isinstance(source, Image.Image):
             stream = io.BytesIO(source) if isinstance(source, bytes) else source
-            source = Image.open(stream, formats=FORMATS)
-            if is_jpeg := isinstance(source, JpegImageFile):
+            if is_jpeg := stream.read(len(_JPEG_PREFIX)) == _JPEG_PREFIX:
                 most = int(_MOST_OF_JPEG * max_pixels)
+            stream.seek(0)
+            source = Image.open(stream, formats=FORMATS)
         width, height = source.size
         if width * height > most:
             raise ImageError(f"{width}×{height} pixels, more than the limit of {_megapixels(most)}", name)
@@ -100,7 +105,8 @@ def _decode(source: IO[bytes] | bytes | Image.Image, max_pixels: int, name: obje
     except ImageError:
         raise
     except Image.DecompressionBombError:
-        raise ImageError(f"far more pixels than the limit of {_megapixels(most)}", name) from None
+        most = min(most, 2 * (Image.MAX_IMAGE_PIXELS or most))
+        raise ImageError(f"more pixels than the limit of {_megapixels(most)}", name) from None
     except Exception as error:  # on damaged files Pillow raises about anything: struct.error, TypeError, …
         raise ImageError(f"damaged or truncated ({one_line(error)})", name) from None
 
