@@ -153,14 +153,6 @@ class Items:
             ) from error
 
 
-def read_items(source: Path | pa.NativeFile) -> pa.Table:
-    """The whole table. Raises ValueError (also pyarrow's) for missing columns or rows out of order."""
-    table = read_parquet(source)
-    _check_columns(table.schema)
-    _check_rows(table)
-    return table
-
-
 def write_items(path: Path, table: pa.Table) -> None:
     with PieceWriter(path, table.schema) as writer:
         writer.write(table)

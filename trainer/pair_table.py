@@ -20,7 +20,6 @@ from trainer.pair_columns import (
     SCHEMA,
     PairRow,
     batch_keys,
-    batch_of_rows,
     content_key,
     group_key,
     names_images,
@@ -92,11 +91,6 @@ class PairTable(Sequence[Pair]):
     _batches: list[pa.RecordBatch]
     _starts: list[int]
     _rows: np.ndarray
-
-    @classmethod
-    def store(cls, rows: Iterable[PairRow], *, path: Path, images: Path) -> "PairTable":
-        """`write` the checked rows of a file."""
-        return cls.write(map(batch_of_rows, parts(rows)), path=path, images=images)
 
     @classmethod
     def write(

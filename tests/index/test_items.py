@@ -3,7 +3,8 @@ import pyarrow as pa
 import pytest
 
 from fanoise.errors import ArtifactError, InputError
-from index.items import Items, ItemWriter, concat_items, read_items, write_items
+from index.items import Items, ItemWriter, concat_items, write_items
+from index.parquet import read_parquet
 
 
 def table(path, *fields):
@@ -11,7 +12,7 @@ def table(path, *fields):
     for i, values in enumerate(fields):
         writer.append(id=f"{path.stem}{i}", text=None, image=None, thumbnail_sha256=None, fields=values)
     writer.write(path)
-    return read_items(path)
+    return read_parquet(path)
 
 
 def joined(tmp_path, *parts):

@@ -14,7 +14,8 @@ from fanoise.embedder import Embedder
 from fanoise.errors import CatalogError, ConfigError, ImageError, TrainingError
 from trainer.batches import BatchPlan, StepBatch, StepBatches, load_plan, step_loader
 from trainer.config import DataConfig, LoraConfig, ModelConfig, RunConfig
-from trainer.pair_table import PairRow, PairTable, pair_keys
+from trainer.pair_columns import PairRow, batch_of_rows
+from trainer.pair_table import PairTable, pair_keys
 from trainer.pairs import Pair, valid_answers
 
 
@@ -35,7 +36,7 @@ def table(name: str, count: int, *, positives: int | None = None) -> PairTable:
     rows = [
         PairRow((f"{name}{number}", None), (f"{name} {number % (positives or count)}", None)) for number in range(count)
     ]
-    return PairTable.store(rows, path=Path(name), images=Path())
+    return PairTable.write([batch_of_rows(rows)], path=Path(name), images=Path())
 
 
 def files() -> list[PairTable]:
@@ -166,7 +167,7 @@ def test_positives_that_must_repeat_are_said_once_and_masked():
 
 def test_mined_negatives_that_are_left_out_are_said():
     rows = [PairRow((f"{n}", None), (f"p{n}", None), [("p1", None)]) for n in range(4)]
-    own = PairTable.store(rows, path=Path("a"), images=Path())
+    own = PairTable.write([batch_of_rows(rows)], path=Path("a"), images=Path())
     assert BatchPlan([own], config(data=DataConfig(pairs=["a"]))).notes == [
         "a: 1 mined negative(s) equal the positive of their own pair and are left out"
     ]
@@ -297,7 +298,7 @@ def test_crops_change_with_the_step_and_stay_with_the_seed(embedder, tmp_path):
     image.save(tmp_path / "x.png")
     rows = [PairRow((str(number), None), (None, "x.png")) for number in range(4)]
     run = config(data=DataConfig(pairs=["a"], augment="crop"))
-    plan = BatchPlan([PairTable.store(rows, path=Path("a"), images=tmp_path)], run)
+    plan = BatchPlan([PairTable.write([batch_of_rows(rows)], path=Path("a"), images=tmp_path)], run)
     batches = StepBatches(plan, embedder, run, rank=0, world_size=1)
     first, again, other = (batches[step].positive.chunks[0]["pixel_values"] for step in (1, 1, 2))
     assert torch.equal(first, again)

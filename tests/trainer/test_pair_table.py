@@ -14,7 +14,8 @@ import pytest
 
 from fanoise.catalog import Item
 from fanoise.errors import CatalogError
-from trainer.pair_table import Pair, PairRow, PairTable, pair_keys, parts
+from trainer.pair_columns import PairRow, batch_of_rows
+from trainer.pair_table import Pair, PairTable, pair_keys, parts
 from trainer.pairs import equal_keys, read_pairs, valid_answers
 
 ROOT = Path(__file__).parents[2]
@@ -25,7 +26,7 @@ def row(number: int) -> PairRow:
 
 
 def store(*rows: PairRow, images: str = "images") -> PairTable:
-    return PairTable.store(rows, path=Path("folder/pairs.jsonl"), images=Path(images))
+    return PairTable.write(map(batch_of_rows, parts(rows)), path=Path("folder/pairs.jsonl"), images=Path(images))
 
 
 def test_every_row_comes_back_wherever_it_lies():
@@ -80,7 +81,7 @@ def test_the_file_of_a_table_has_no_name(tmp_path, monkeypatch):
             seen.append(list(tmp_path.iterdir()))
             yield row(number)
 
-    table = PairTable.store(rows(), path=Path("pairs.jsonl"), images=Path())
+    table = PairTable.write(map(batch_of_rows, parts(rows())), path=Path("pairs.jsonl"), images=Path())
     assert len(table) == 9000
     assert not any(seen), "not even while it is written"
     assert not list(tmp_path.iterdir())

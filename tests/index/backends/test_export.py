@@ -182,10 +182,10 @@ class TestMilvusLite:
 
         from index.backends.export import collection_schema
         from index.backends.layout import Layout
-        from index.items import read_items
         from index.opened import Index
+        from index.parquet import read_parquet
 
-        table = read_items(Index.open(varied).generation_folder / "items.parquet")
+        table = read_parquet(Index.open(varied).generation_folder / "items.parquet")
         schema = collection_schema(Layout.of([table], is_half=True), 24)
         kinds = {field.name: field.dtype for field in schema.fields}
         assert kinds["vector"] == DataType.FLOAT16_VECTOR

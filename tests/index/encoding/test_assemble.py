@@ -15,7 +15,7 @@ from index.encoding.cut import cut
 from index.encoding.encode import Encoder
 from index.encoding.rejects import Reject
 from index.encoding.shard import ShardOptions
-from index.items import ItemWriter, read_items
+from index.items import Items, ItemWriter
 from tests.index.encoding.fakes import DIM, SplitEmbedder, draw, vector_of
 
 ROOT = Path(__file__).parents[3]
@@ -57,9 +57,8 @@ def test_all_rows_come_in_their_order(shards_of, assembled, monkeypatch):
     monkeypatch.setattr(index.parquet, "GROUP_ROWS", 8)
     rows = [Item(id=f"r{i}", text=f"thing {i}", fields={"n": i}) for i in range(21)]
     out, result = assembled(shards_of(rows))
-    table = read_items(out / "items.parquet")
     assert (result.count, result.rejected, result.duplicates) == (21, 0, 0)
-    assert table["id"].to_pylist() == [row.id for row in rows]
+    assert Items.read(out / "items.parquet").ids == [row.id for row in rows]
     assert [one["n"] for one in fields(out)] == list(range(21))
     assert np.array_equal(np.load(out / "vectors.npy"), np.stack([vector_of(row) for row in rows]))
     assert pq.ParquetFile(out / "items.parquet").num_row_groups == 3
@@ -73,7 +72,7 @@ def test_rejects_of_all_shards_are_in_the_ledger_in_their_order(shards_of, assem
     ledger = [json.loads(line) for line in (out / "rejects.jsonl").read_text().splitlines()]
     assert [entry["id"] for entry in ledger] == ["r0", "r3", "r4", "r6", "r9"]
     assert (result.count, result.rejected) == (6, 5)
-    assert read_items(out / "items.parquet")["id"].to_pylist() == ["r1", "r2", "r5", "r7", "r8", "r10"]
+    assert Items.read(out / "items.parquet").ids == ["r1", "r2", "r5", "r7", "r8", "r10"]
 
 
 @pytest.mark.parametrize(
@@ -164,7 +163,7 @@ def test_near_duplicates_are_reported_in_a_field(shards_of, assembled, pictures)
 
 def test_near_duplicates_are_skipped_with_a_line_in_the_ledger(shards_of, assembled, pictures):
     out, result = assembled(shards_of(pictures, signatures=True), near_duplicates="skip")
-    assert read_items(out / "items.parquet")["id"].to_pylist() == ["r0", "r1", "r3", "r4", "r5", "r7", "r8"]
+    assert Items.read(out / "items.parquet").ids == ["r0", "r1", "r3", "r4", "r5", "r7", "r8"]
     kept = [row for row in pictures if row.id not in ("r2", "r6", "r9")]
     assert np.array_equal(np.load(out / "vectors.npy"), np.stack([vector_of(row) for row in kept]))
     ledger = [json.loads(line) for line in (out / "rejects.jsonl").read_text().splitlines()]

@@ -14,7 +14,8 @@ from index.encoding.cut import cut
 from index.encoding.encode import Encoder, settle_workers
 from index.encoding.known import KnownRows
 from index.encoding.shard import ShardOptions
-from index.items import read_items
+from index.items import Items
+from index.parquet import read_parquet
 from tests.index.encoding.fakes import DIM, draw, vector_of, write_catalog
 
 
@@ -41,7 +42,7 @@ def vectors(folder):
 
 
 def ids(folder):
-    return [id for path in sorted(folder.glob("*/items.parquet")) for id in read_items(path)["id"].to_pylist()]
+    return [id for path in sorted(folder.glob("*/items.parquet")) for id in Items.read(path).ids]
 
 
 def contents(folder):
@@ -190,7 +191,7 @@ def test_known_rows_are_copied_and_the_others_encoded(encode, split, tmp_path):
     assert sum(split.module.batches) == 5
     assert np.array_equal(vectors(tmp_path / "second"), np.stack([vector_of(row) for row in changed]))
     first, second = (
-        [read_items(path)["thumbnail_sha256"].to_pylist() for path in sorted((tmp_path / name).glob("*/*.parquet"))]
+        [Items.read(path).thumbnails for path in sorted((tmp_path / name).glob("*/*.parquet"))]
         for name in ("first", "second")
     )
     assert first == second and sum(one is not None for shard in first for one in shard) == 10
@@ -228,7 +229,7 @@ def test_given_vectors_are_taken_and_the_model_is_left_alone(encode, split, tmp_
     unit = (given / np.linalg.norm(given, axis=1, keepdims=True)).astype(np.float32)
     assert np.allclose(vectors(tmp_path / "shards"), unit[first:], atol=1e-7)
     assert ids(tmp_path / "shards") == [str(i) for i in range(first, 8)]
-    tables = [read_items(path) for path in sorted((tmp_path / "shards").glob("*/*.parquet"))]
+    tables = [read_parquet(path) for path in sorted((tmp_path / "shards").glob("*/*.parquet"))]
     assert [one for table in tables[:2] for one in table["fields"].to_pylist()] == [{"n": i} for i in range(first, 8)]
     assert {one is None for table in tables for one in table["thumbnail_sha256"].to_pylist()} == {not images}
     assert {one for table in tables for one in table["content_sha256"].to_pylist()} == {None}
