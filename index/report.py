@@ -54,8 +54,10 @@ def _taken(taken: Taken) -> Iterator[str]:
         kinds = ", ".join(f"{count:,} × {_plain(suffix) or 'no suffix'}" for suffix, count in taken.passed_over.items())
         yield f"Passed over {files} of no kind that is read: {kinds}"
     if taken.duplicates:
-        where = "rejected" if taken.skips_duplicates else f"named in the field {DUPLICATE_OF}"
-        yield f"Near-duplicates of images: {taken.duplicates:,}, {where}"
+        rejected, named = taken.duplicates - taken.named_duplicates, taken.named_duplicates
+        parts = [f"{rejected:,} rejected"] * bool(rejected)
+        parts += [f"{named:,} named in the field {DUPLICATE_OF}"] * bool(named)
+        yield f"Near-duplicates of images: {', '.join(parts)}"
 
 
 def _reasons(kinds: Sequence[Kind]) -> list[str]:

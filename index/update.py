@@ -79,7 +79,8 @@ def add_items(
         existing: what of ids that are in the index already? `refuse` them; let the new rows `replace` the old ones; or
             `require` them, so that rows are replaced and none is new. In an index that groups several rows to an item,
             a row is known if its item is, and new rows replace all rows of their item. A row that is rejected replaces
-            nothing. The first rows that are several images of an item make an index one that groups them.
+            nothing; one that replaces others is never skipped as a near-duplicate, but reported as one. The first rows
+            that are several images of an item make an index one that groups them.
         options: fields of `Intake`. `text`, `image`, `images`, `vectors` and `near_duplicates` are by default, and
             where None, as in the build (`vectors` of "" encodes the rows); `allow_outside` and `allow_urls` are not.
     Raises: InputError for ids that are in the index, or not; CatalogError for a bad catalogue; ArtifactError for
@@ -107,7 +108,13 @@ def _add(writer: Writer, intake: Intake, existing: Existing) -> Change:
             raise InputError(f"{writer.folder} is being built from the same catalogue; wait for that to end")
         new = writer.stage / _NEW
         new.mkdir()
-        assembled = intake.assemble(run.shards(), new, earlier=_write_earlier(writer, intake, current, asked))
+        known = current.known({name for names in asked for name in names})
+        assembled = intake.assemble(
+            run.shards(),
+            new,
+            earlier=_write_earlier(writer, intake, current, asked),
+            never_skipped={names[0] for names in asked if not known.isdisjoint(names)},  # else the old rows would stay
+        )
         added = _read_items(new / ITEMS)
         names = _names(added, old.group_by)
         replaced = current.rows_named(names)

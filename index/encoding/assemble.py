@@ -1,6 +1,6 @@
 """Finished shards, one after the other, into one folder, with only a few of them in memory."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import accumulate
@@ -9,6 +9,7 @@ from typing import Literal
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from PIL import Image
 from tqdm import tqdm
@@ -39,6 +40,8 @@ class Assembled:
     rejected: int
     """Near-duplicates that were skipped among them."""
     duplicates: int
+    named: int
+    """Of these, rows that are kept, and name the first one."""
 
 
 def assemble(
@@ -49,6 +52,7 @@ def assemble(
     dim: int,
     precision: Precision,
     near_duplicates: NearDuplicates | None = None,
+    never_skipped: Collection[str] = (),
     earlier: Path | None = None,
     max_rejects: float = 1.0,
     progress: bool = False,
@@ -59,21 +63,23 @@ def assemble(
         index: the index folder, with the thumbnails.
         near_duplicates: name in the field `duplicate_of`, in place of one that the catalogue has, the first item that
             each is a near-duplicate of; or skip them, with a line in the ledger.
+        never_skipped: ids of rows whose near-duplicates are reported even then.
         earlier: a folder of `write_earlier`, with rows that come before those of all shards.
         max_rejects: the share of rows above which nothing is made of them.
     Raises: CatalogError, with the reasons, if there is nothing to index or too much was rejected.
     """
     before = [] if earlier is None else [earlier]
     firsts = _first_ids([*before, *shards], index, progress=progress)[len(before) :] if near_duplicates else None
-    skips = near_duplicates == "skip"
-    kept, rejected = [], 0
+    kept, rejected, named = [], 0, 0
     (folder / REJECTS).write_bytes(b"")
     for number, shard in enumerate(shards):
         rejects = list(read_rejects(shard / REJECTS))
         mask = np.ones(len(VectorStore.open(shard / VECTORS)), dtype=bool)
-        if firsts is not None and skips:
-            mask = firsts[number].is_null().to_numpy(zero_copy_only=False)
-            rejects += _skipped(shard, firsts[number])
+        if firsts is not None and near_duplicates == "skip":
+            mask = _is_kept(shard, firsts[number], never_skipped)
+            rejects += _skipped(shard, firsts[number], mask)
+        if firsts is not None:
+            named += int(firsts[number].is_valid().to_numpy(zero_copy_only=False)[mask].sum())
         write_rejects(folder / REJECTS, rejects)
         kept.append(mask)
         rejected += len(rejects)
@@ -82,10 +88,10 @@ def assemble(
     with VectorWriter(folder / VECTORS, dim, precision) as vectors:
         for shard, mask in zip(shards, kept, strict=True):
             vectors.copy(VectorStore.open(shard / VECTORS, in_passing=True), np.flatnonzero(mask))
-    field = None if firsts is None or skips else (DUPLICATE_OF, firsts)
+    field = (DUPLICATE_OF, firsts) if firsts is not None and (named or near_duplicates == "report") else None
     join_items(folder / ITEMS, [shard / ITEMS for shard in shards], kept, field=field)
     duplicates = 0 if firsts is None else sum(len(ids) - ids.null_count for ids in firsts)
-    return Assembled(count=count, rejected=rejected, duplicates=duplicates)
+    return Assembled(count=count, rejected=rejected, duplicates=duplicates, named=named)
 
 
 def _first_ids(shards: Sequence[Path], index: Path, *, progress: bool) -> list[pa.Array]:
@@ -132,10 +138,17 @@ def _column(shards: Sequence[Path], name: str) -> pa.Array:
     return pa.chunked_array([chunk for column in columns for chunk in column.chunks], pa.string()).combine_chunks()
 
 
-def _skipped(shard: Path, firsts: pa.Array) -> Iterator[Reject]:
+def _is_kept(shard: Path, firsts: pa.Array, never_skipped: Collection[str]) -> np.ndarray:
+    """bool [n] of a shard's rows."""
+    ids = read_parquet(shard / ITEMS, columns=["id"])["id"].combine_chunks()
+    kept = pc.or_(firsts.is_null(), pc.is_in(ids, value_set=pa.array(list(never_skipped), pa.string())))
+    return kept.to_numpy(zero_copy_only=False)
+
+
+def _skipped(shard: Path, firsts: pa.Array, kept: np.ndarray) -> Iterator[Reject]:
     table = read_parquet(shard / ITEMS, columns=["id", "image"])
-    for row, first in zip(table.to_pylist(), firsts.to_pylist(), strict=True):
-        if first is not None:
+    for row, first, is_kept in zip(table.to_pylist(), firsts.to_pylist(), kept, strict=True):
+        if not is_kept:
             yield Reject(row["id"], row["image"], f"near-duplicate of {first!r}")
 
 

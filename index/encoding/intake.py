@@ -41,8 +41,8 @@ class Taken:
     rejected: int = 0
     duplicates: int = 0
     """Near-duplicates, if they were looked for."""
-    skips_duplicates: bool = False
-    """Whether near-duplicates are among the rejected rows; else a field names the first of each."""
+    named_duplicates: int = 0
+    """Of these, rows that were kept, and name the first one in a field; the others are rejected."""
     seconds: float = 0.0
     """That this process spent on encoding."""
     model_seconds: float = 0.0
@@ -188,19 +188,18 @@ class Intake:
                 if not run.missing() or run.is_left_to_others():
                     return run
 
-    def assemble(self, shards: Sequence[Path], folder: Path, *, earlier: Path | None = None) -> Assembled:
+    def assemble(self, shards: Sequence[Path], folder: Path, **options: Any) -> Assembled:
         """The finished shards as files in `folder`. Other arguments and errors are those of `assemble`."""
-        options = self.shard_options
         return assemble(
             shards,
             folder,
             index=self.out,
-            dim=options.dim,
-            precision=options.precision,
+            dim=self.shard_options.dim,
+            precision=self.precision,
             near_duplicates=None if self.near_duplicates == "off" else self.near_duplicates,
-            earlier=earlier,
             max_rejects=self.max_rejects,
             progress=self.progress,
+            **options,
         )
 
     def taken(self, run: ShardRun, assembled: Assembled) -> dict[str, Any]:
@@ -212,7 +211,7 @@ class Intake:
             "reused": counts.reused,
             "rejected": assembled.rejected,
             "duplicates": assembled.duplicates,
-            "skips_duplicates": self.near_duplicates == "skip",
+            "named_duplicates": assembled.named,
             "seconds": run.seconds,
             "model_seconds": run.model_seconds,
             "deaths": run.deaths,

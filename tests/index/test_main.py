@@ -332,5 +332,5 @@ def test_add_and_update_know_the_options_of_build_about_encoding(built, tmp_path
     add = ["add", "--index", str(built), "--catalog", str(photos), "--no-progress"]
     assert main([*add, "--near-duplicates", "skip", "--shard-rows", "2"]) == 0
     lines = capsys.readouterr().out.splitlines()
-    assert "Near-duplicates of images: 2, rejected" in lines
+    assert "Near-duplicates of images: 2 rejected" in lines
     assert "Passed over 1 file of no kind that is read: 1 × .txt" in lines
