@@ -12,7 +12,6 @@ import pyarrow.compute as pc
 from fanoise.errors import ArtifactError, InputError
 from index.ann import write_ann
 from index.encoding.intake import Intake, Taken, check_apart
-from index.encoding.plan import remove_finished
 from index.encoding.progress import estimate_rows
 from index.encoding.shard import ITEM
 from index.factory import check_factory
@@ -109,7 +108,7 @@ class Build(Intake):
             )
             # while our shards are there no other build begins, whose first thumbnails nothing names yet
             remove_unused(self.out, sorted(self.out.glob(f"generation-*/{ITEMS}")))
-            remove_finished(self.out, manifest.generation_in(self.out))
+            folder.remove_assembled()
             return Built(manifest=manifest, removed=removed, **taken)
 
     def _current(self) -> list[Path]:

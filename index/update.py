@@ -133,7 +133,7 @@ def _add(writer: Writer, intake: Intake, existing: Existing) -> Change:
         plan.mark_assembled(writer.stage / ITEMS, added=True)
         manifest = writer.commit(**ann, group_by=group_by, added=[*(r for r in old.added if r != ref), ref])
         taken = intake.taken(run, assembled)
-        remove_finished(writer.folder, manifest.generation_in(writer.folder))
+        plan.remove_assembled(added=True)
         sweep_thumbnails(writer.folder)
     return Change(manifest=manifest, added=len(added), deleted=len(replaced), notes=notes, **taken)
 

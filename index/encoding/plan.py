@@ -158,6 +158,7 @@ class PlanFolder:
     def mark_assembled(self, items: Path, *, added: bool = False) -> None:
         """Remember that `items`, an items.parquet about to be committed, holds all shards: by a link to it.
 
+        It tells `remove_finished`, should this process be killed before `remove_assembled`.
         Args:
             added: to the rows that were there; else the index is made of these shards alone.
         """
@@ -165,6 +166,11 @@ class PlanFolder:
         mark.unlink(missing_ok=True)
         with suppress(OSError):  # a file system without hard links
             mark.hardlink_to(items)
+
+    def remove_assembled(self, *, added: bool = False) -> None:
+        """Once that is committed: remove the shards, and those of other plans that are of no use any more."""
+        with locked_plans(self.path.parent):
+            _remove_used(self.path, self.path.parent.parent, added=added)
 
     def remove_if_empty(self, claims: Claims) -> None:
         """Leave nothing behind where no row was encoded."""
@@ -223,18 +229,31 @@ def _remove_committed(index: Path, current: Path | None) -> bool:
     """True if there were shards that are in `current`, a generation. The plans are locked."""
     if current is None or not (current / ITEMS).exists():
         return False
-    if _marked(index / ENCODING, _ASSEMBLED, current):
-        _remove(index / ENCODING, index)
+    removed = False
+    for mark in (_ASSEMBLED, _ADDED):
+        for plan in _marked(index / ENCODING, mark, current):
+            removed |= _remove_used(plan, index, added=mark == _ADDED)
+    return removed
+
+
+def _remove_used(plan: Path, index: Path, *, added: bool) -> bool:
+    """Remove what is of no use once the shards of a plan are in the index; True if there was any. The plans are locked.
+
+    Args:
+        added: leave the plans that are no kin, and those that others are at work on.
+    """
+    if not plan.exists():  # gone with another one
+        return False
+    if not added:
+        _remove(plan.parent, index)
         return True
     removed = False
-    for plan in _marked(index / ENCODING, _ADDED, current):
-        kin = plan.name.partition("-")[0]
-        for path in plan.parent.glob(f"{kin}-*/"):
-            with Claims(path) as claims:
-                if not claims.alone():
-                    continue
-            _remove(path, index)
-            removed = True
+    for path in plan.parent.glob(f"{plan.name.partition('-')[0]}-*/"):
+        with Claims(path) as claims:
+            if not claims.alone():
+                continue
+        _remove(path, index)
+        removed = True
     return removed
 
 

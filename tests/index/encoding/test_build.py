@@ -180,7 +180,7 @@ def test_an_error_after_encoding_costs_no_row(split, tmp_path, monkeypatch):
 def test_killed_right_after_the_commit_it_leaves_shards_that_do_not_harm(split, tmp_path, monkeypatch):
     catalog = write_catalog(tmp_path / "c.jsonl", 30)
     with monkeypatch.context() as patch:
-        patch.setattr(index.build, "remove_finished", lambda *_: None)
+        patch.setattr(PlanFolder, "remove_assembled", lambda *_, **__: None)
         build(split, catalog, tmp_path / "index", shard_rows=10)
     assert len(shards(tmp_path / "index")) == 3
     write_catalog(catalog, 31)
@@ -192,7 +192,7 @@ def test_killed_right_after_the_commit_it_leaves_shards_that_do_not_harm(split, 
 def test_killed_right_after_the_commit_a_picture_that_is_changed_since_comes_in(split, tmp_path, monkeypatch, shared):
     catalog = write_catalog(tmp_path / "c.jsonl", 30, images=4)
     with monkeypatch.context() as patch:
-        patch.setattr(index.build, "remove_finished", lambda *_: None)
+        patch.setattr(PlanFolder, "remove_assembled", lambda *_, **__: None)
         build(split, catalog, tmp_path / "index", shard_rows=10, shared=shared)
     draw(tmp_path / "pictures" / "4.png", 77)
     assert counts(build(split, catalog, tmp_path / "index", shard_rows=10, shared=shared)) == (1, 29, 0, 0)

@@ -4,10 +4,10 @@ import json
 import shutil
 import signal
 import time
+from pathlib import Path
 
 import pytest
 
-import index.update
 from fanoise.errors import InputError
 from index.build import build_index
 from index.encoding.plan import PlanFolder
@@ -147,12 +147,31 @@ def test_killed_right_after_its_commit_an_add_leaves_shards_that_the_next_one_re
 ):
     more = write_more(tmp_path / "more.jsonl", 30)
     with monkeypatch.context() as patch:
-        patch.setattr(index.update, "remove_finished", lambda *_: None)
+        patch.setattr(PlanFolder, "remove_assembled", lambda *_, **__: None)
         add_items(split, more, folder, progress=False, **SIZES)
     assert len(kept_shards(folder)) == 3
     with pytest.raises(InputError, match="already in the index"):
         add_items(split, more, folder, progress=False, **SIZES)
     assert not (folder / "encoding").exists()
+
+
+def test_without_hard_links_no_shards_and_no_superfluous_pictures_stay(split, folder, tmp_path, monkeypatch):
+    def hardlink_to(path, target):
+        raise OSError(95, "Operation not supported", str(path))
+
+    monkeypatch.setattr(Path, "hardlink_to", hardlink_to)
+    build_index(split, write_catalog(tmp_path / "first.jsonl", 20, images=4), folder, progress=False)
+    assert not (folder / "encoding").exists()
+    pictures = write_catalog(tmp_path / "pictures.jsonl", 1, images=1)
+    old = Index.open(folder).thumbnail(0)
+    draw(tmp_path / "pictures" / "0.png", 100)
+    for number in range(2):
+        add_items(split, write_more(tmp_path / f"{number}.jsonl", 5), folder, existing="replace", progress=False)
+        assert not (folder / "encoding").exists()
+    add_items(split, pictures, folder, existing="require", progress=False)
+    for _ in range(2):
+        compact_index(folder)
+    assert not old.exists()
 
 
 def test_pictures_that_an_add_makes_superfluous_go(split, folder, tmp_path):

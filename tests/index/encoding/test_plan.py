@@ -295,6 +295,24 @@ def test_shards_go_when_what_was_made_of_them_is_current(tmp_path):
     remove_finished(tmp_path, tmp_path / "generation-000003")
 
 
+def test_of_what_was_added_the_shards_of_the_same_catalogue_go_and_others_stay(tmp_path):
+    kin, claims = opened(tmp_path, replace(PLAN, shard_rows=7))
+    with claims:
+        commit(kin, 0)
+    other, claims = opened(tmp_path, replace(PLAN, catalog=["d.jsonl", 1, "00"]))
+    with claims:
+        commit(other, 0)
+    folder, claims = opened(tmp_path)
+    with claims:
+        commit(folder, 0)
+        folder.remove_assembled(added=True)
+        assert claims.are_void() and not kin.path.exists() and other.is_done(0)
+    folder, claims = opened(tmp_path)
+    with claims:
+        folder.remove_assembled()
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_shards_go_all_at_once(tmp_path, monkeypatch):
     """Seen from a process that is late: the folder is whole, or gone."""
     folder, claims = opened(tmp_path)
