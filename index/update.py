@@ -6,30 +6,29 @@ number goes into deleted.npy, and no search returns it. `compact` makes an index
 
 import json
 import shutil
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import chain
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from fanoise.catalog import Item
 from fanoise.errors import ArtifactError, CatalogError, InputError, one_line
 from index.ann import Queries, tune_and_measure, write_ann
 from index.encoding.earlier import write_earlier
 from index.encoding.intake import Intake, Taken, check_apart
 from index.encoding.plan import remove_finished
-from index.encoding.rejects import Reject
-from index.encoding.shard import ITEM, is_one_of_several
+from index.encoding.shard import ITEM
 from index.factory import add_rows, check_factory
 from index.faiss_file import read_index, write_index
 from index.generations import Writer, sweep_thumbnails, writing
 from index.held_out import measure_overlap, text_queries
+from index.identity import Existing, Names, name_columns, names_of_row, names_of_rows, odd_rows, refusal
 from index.items import Items, printable_text
 from index.join import join_items
 from index.manifest import (
@@ -48,8 +47,6 @@ from index.tuning import RECALL, set_parameters
 
 if TYPE_CHECKING:
     from fanoise.embedder import Embedder
-
-Existing = Literal["refuse", "replace", "require"]
 
 _NEW, _EARLIER = "new", "earlier"
 _LEAST_LOSS = 0.01
@@ -116,16 +113,21 @@ def _add(writer: Writer, intake: Intake, existing: Existing) -> Change:
             never_skipped={names[0] for names in asked if not known.isdisjoint(names)},  # else the old rows would stay
         )
         added = _read_items(new / ITEMS)
-        names = _names(added, old.group_by)
+        rows = names_of_rows(added, old.group_by)
+        names = {name for row in rows for name in row}
+        if late := odd_rows(existing, rows, current.known(names)):
+            where = "in" if existing == "refuse" else "not in"
+            raise InputError(
+                f"{intake.catalog}: rows that are {where} the index could not be read before, and can be now "
+                f"({len(late)}, for example {late[0][0]!r})"
+            )
         replaced = current.rows_named(names)
-        if existing == "refuse" and len(replaced):
-            raise InputError(f"{intake.catalog}: rows that are in the index could not be read before, and can be now")
         _merge_ledgers(current.folder / REJECTS, new / REJECTS, writer.stage / REJECTS, names)
         ann = _join(writer, current, new, replaced, lambda: text_queries(intake.embedder, None, writer.stage))
         shutil.rmtree(writer.stage / _EARLIER, ignore_errors=True)
         ref = intake.ref()
         group_by = old.group_by
-        if group_by is None and ITEM not in current.items.field_names and any(_items_of_several(added)):
+        if group_by is None and ITEM not in current.items.field_names and any(id != item for id, item in rows):
             group_by = ITEM
         added.close()
         shutil.rmtree(new)
@@ -147,10 +149,10 @@ def _as_built(writer: Writer) -> dict[str, Any]:
     return fields | ({"images": writer.folder / options["images"]} if "images" in options else {})
 
 
-def _check_names(intake: Intake, existing: Existing, current: "_Current") -> list[tuple[str, str]]:
+def _check_names(intake: Intake, existing: Existing, current: "_Current") -> list[Names]:
     """Id and group of all rows. Read once before encoding: ids that cannot be taken are found in seconds."""
     text = current.manifest.catalog.text
-    names_of = partial(_names_of, group_by=current.manifest.group_by)
+    names_of = partial(names_of_row, group_by=current.manifest.group_by)
     try:
         asked = [names for names in map(names_of, intake.rows()) if names is not None]
     except CatalogError as error:
@@ -158,18 +160,16 @@ def _check_names(intake: Intake, existing: Existing, current: "_Current") -> lis
             raise
         raise CatalogError(f"{error} (read as the index was built, with --text {text!r})") from error
     known = current.known({name for names in asked for name in names})
-    odd = set(_odd(existing, asked, known))
+    odd = set(odd_rows(existing, asked, known))
     # a row that is going to be rejected does no harm
     if odd and (first := intake.first_admitted(row for row in intake.rows() if names_of(row) in odd)) is not None:
         names = names_of(first)
         assert names is not None
-        raise _refusal(existing, len(odd), names, known, intake.catalog)
+        raise refusal(existing, len(odd), names, known, intake.catalog)
     return asked
 
 
-def _write_earlier(
-    writer: Writer, intake: Intake, current: "_Current", asked: Sequence[tuple[str, str]]
-) -> Path | None:
+def _write_earlier(writer: Writer, intake: Intake, current: "_Current", asked: Sequence[Names]) -> Path | None:
     """A folder of the live rows that none of the asked ones replaces, if near-duplicates are looked for."""
     if intake.near_duplicates == "off":
         return None
@@ -276,7 +276,7 @@ class _Current:
         """Live rows whose id, or whose group's value, is one of these."""
         wanted = pa.array(list(names), pa.string())
         mask = np.zeros(self.manifest.count, dtype=bool)
-        for column in _name_columns(self.items, self.manifest.group_by):
+        for column in name_columns(self.items, self.manifest.group_by):
             mask |= pc.is_in(column, value_set=wanted).to_numpy(zero_copy_only=False)
         return np.flatnonzero(mask & self.live)
 
@@ -284,7 +284,7 @@ class _Current:
         """Those of these names that are the id, or the group's value, of a live row."""
         asked, live = pa.array(list(names), pa.string()), pa.array(self.live)
         found: set[str] = set()
-        for column in _name_columns(self.items, self.manifest.group_by):
+        for column in name_columns(self.items, self.manifest.group_by):
             found.update(asked.filter(pc.is_in(asked, value_set=column.filter(live))).to_pylist())
         return found
 
@@ -294,37 +294,6 @@ def _read_items(path: Path, deleted: np.ndarray | None = None) -> Items:
         return Items.read(path, deleted)
     except (OSError, ValueError) as error:  # pyarrow's errors are ValueErrors
         raise ArtifactError(f"{path} cannot be read ({one_line(error)}); rebuild the index with {REBUILD}") from error
-
-
-def _name_columns(items: Items, group_by: str | None) -> list[pa.Array]:
-    columns = [pa.array(items.ids, pa.string())]
-    if group_by is not None and group_by in items.field_names:
-        columns.append(pc.cast(items.column(group_by), pa.string()))
-    return columns
-
-
-def _names(items: Items, group_by: str | None) -> set[str]:
-    names = {name for column in _name_columns(items, group_by) for name in column.drop_null().to_pylist()}
-    return names.union(_items_of_several(items)) if group_by is None else names
-
-
-def _names_of(item: Item | Reject, group_by: str | None) -> tuple[str, str] | None:
-    """Id and group of a row that is not encoded yet; where it has no group, the id twice; None for a reject."""
-    if isinstance(item, Reject):
-        return None
-    if group_by is None:
-        group = item.fields.get(ITEM) if is_one_of_several(item.id, item.fields.get(ITEM)) else None
-    else:
-        group = item.fields.get(group_by)
-    id = printable_text(item.id)
-    return id, id if group is None else printable_text(str(group))
-
-
-def _items_of_several(items: Items) -> Iterator[str]:
-    """What the field `item` says of the rows that are one of several images."""
-    if ITEM in items.field_names:
-        values = items.column(ITEM).to_pylist()
-        yield from (item for id, item in zip(items.ids, values, strict=True) if is_one_of_several(id, item))
 
 
 def _narrowed(before: pa.Schema, after: pa.Schema) -> list[str]:
@@ -338,23 +307,6 @@ def _narrowed(before: pa.Schema, after: pa.Schema) -> list[str]:
         if pa.types.is_string(new[member.name])
         and not (pa.types.is_string(member.type) or pa.types.is_null(member.type))
     ]
-
-
-def _odd(existing: Existing, asked: Sequence[tuple[str, str]], known: set[str]) -> list[tuple[str, str]]:
-    """The rows that cannot be taken."""
-    if existing == "refuse":  # other rows of a known item, too: an item changes as a whole
-        return [names for names in asked if not known.isdisjoint(names)]
-    return [names for names in asked if known.isdisjoint(names)] if existing == "require" else []
-
-
-def _refusal(existing: Existing, count: int, names: tuple[str, str], known: set[str], catalog: Path) -> InputError:
-    if existing == "refuse":
-        what, remedy = "already", "replace those rows by `index update` or --replace, or give the new ones other ids"
-    else:
-        what, remedy = "not", "to add them as well, use `index add --replace`"
-    id, group = names
-    example = repr(id) if id == group or id in known else f"{id!r} of item {group!r}"
-    return InputError(f"ids of {catalog} are {what} in the index ({count}, for example {example}); {remedy}")
 
 
 def _join(writer: Writer, current: _Current, new: Path, replaced: np.ndarray, queries: Queries) -> dict[str, Any]:
@@ -391,7 +343,7 @@ def _merge_ledgers(old: Path, new: Path, target: Path, indexed: set[str]) -> Non
     target.write_text("".join([*kept, *(line for _, line in again)]), encoding="utf-8")
 
 
-def _read_ledger(path: Path) -> list[tuple[str, str]]:
+def _read_ledger(path: Path) -> list[Names]:
     """Id and line of each reject. Rows that are rejected may share an id."""
     with path.open(encoding="utf-8") as file:  # str.splitlines would also split at U+2028, which JSON leaves alone
         return [(json.loads(line)["id"], line) for line in file]

@@ -150,6 +150,24 @@ def test_a_picture_that_can_be_read_only_later_makes_no_second_item_of_its_id(em
     assert Manifest.read(built).generation == 1
 
 
+def test_a_picture_that_can_be_read_only_later_is_no_new_item_of_an_update(embedder, built, write, monkeypatch):
+    catalog = write("a.csv", [row("n1", "", image="img/late.png"), row("g7", "seven")])
+    encode = Intake.encode
+
+    def late(*args, **options):
+        draw(catalog.parent / "img" / "late.png", 9)
+        return encode(*args, **options)
+
+    monkeypatch.setattr(Intake, "encode", late)
+    with pytest.raises(
+        InputError, match=r"not in the index could not be read before, .* \(1, for example 'n1'"
+    ):
+        add_items(embedder, catalog, built, existing="require", progress=False)
+    assert Manifest.read(built).generation == 1
+    monkeypatch.undo()
+    assert add_items(embedder, catalog, built, existing="replace", progress=False).added == 2
+
+
 def test_a_row_that_is_rejected_replaces_nothing(embedder, built, write):
     before = state(built)
     catalog = write("b.csv", [row("g3", "x", image="img/none.png"), row("g4", "y")])
