@@ -7,6 +7,7 @@ number goes into deleted.npy, and no search returns it. `compact` makes an index
 import json
 import shutil
 from collections.abc import Collection, Mapping, Sequence
+from contextlib import ExitStack, closing
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import chain
@@ -91,15 +92,19 @@ def add_items(
         old.check_embedder(writer.folder, embedder)
         given = {name: value for name, value in options.items() if value is not None}
         intake = Intake(embedder=embedder, catalog=catalog, out=writer.folder, **(_as_built(writer) | given))
-        return _add(writer, intake, existing)
+        try:
+            with closing(_Current(writer)) as current:
+                return _add(writer, intake, existing, current)
+        except (InputError, CatalogError):
+            sweep_thumbnails(writer.folder)  # of rows that were opened, and are in no finished shard
+            raise
 
 
-def _add(writer: Writer, intake: Intake, existing: Existing) -> Change:
-    current, old = _Current(writer), writer.manifest
-    assert old is not None
+def _add(writer: Writer, intake: Intake, existing: Existing, current: "_Current") -> Change:
+    old = current.manifest
     remove_finished(writer.folder, current.folder)
     asked = _check_names(intake, existing, current)
-    with intake.planned() as (plan, claims):
+    with intake.planned() as (plan, claims), ExitStack() as stack:
         run = intake.encode(plan, claims, known=[current.folder], total=len(asked))
         if run.missing():
             raise InputError(f"{writer.folder} is being built from the same catalogue; wait for that to end")
@@ -112,7 +117,7 @@ def _add(writer: Writer, intake: Intake, existing: Existing) -> Change:
             earlier=_write_earlier(writer, intake, current, asked),
             never_skipped={names[0] for names in asked if not known.isdisjoint(names)},  # else the old rows would stay
         )
-        added = _read_items(new / ITEMS)
+        added = stack.enter_context(closing(_read_items(new / ITEMS)))
         rows = names_of_rows(added, old.group_by)
         names = {name for row in rows for name in row}
         if late := odd_rows(existing, rows, current.known(names)):
@@ -129,7 +134,7 @@ def _add(writer: Writer, intake: Intake, existing: Existing) -> Change:
         group_by = old.group_by
         if group_by is None and ITEM not in current.items.field_names and any(id != item for id, item in rows):
             group_by = ITEM
-        added.close()
+        added.close()  # the folder of an open file may not go, as on NFS
         shutil.rmtree(new)
         notes = _narrowed(current.items.schema, pq.read_schema(writer.stage / ITEMS))
         plan.mark_assembled(writer.stage / ITEMS, added=True)
@@ -197,8 +202,10 @@ def delete_items(
     if not ids and not where:
         raise InputError("nothing says which items to delete; give ids (--id, --ids-file) or a filter (--where)")
     ids = {printable_text(id) for id in ids}  # as the index spells them
-    with writing(Path(folder), "delete", create=False) as writer:
-        current = _Current(writer, names=(ITEMS, DELETED))
+    with (
+        writing(Path(folder), "delete", create=False) as writer,
+        closing(_Current(writer, names=(ITEMS, DELETED))) as current,
+    ):
         named = current.rows_named(ids)
         missing = ids - current.known(ids)
         if missing and not missing_ok:
@@ -228,8 +235,7 @@ def compact_index(folder: str | Path, *, factory: str | None = None) -> Change:
         factory: another FAISS factory string, or `auto`; default that of the index.
     Raises: InputError for a factory that does not suit the rows.
     """
-    with writing(Path(folder), "compact", create=False) as writer:
-        current = _Current(writer)
+    with writing(Path(folder), "compact", create=False) as writer, closing(_Current(writer)) as current:
         old = current.manifest
         if factory is not None:
             check_factory(factory, old.dim)
@@ -263,6 +269,9 @@ class _Current:
         self.items = _read_items(self.folder / ITEMS, self.deleted)
         self.live = np.ones(self.manifest.count, dtype=bool)
         self.live[self.deleted] = False
+
+    def close(self) -> None:
+        self.items.close()
 
     @property
     def vectors(self) -> VectorStore:

@@ -2,13 +2,16 @@ import csv
 import json
 import threading
 import time
+from contextlib import suppress
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
 import index.manifest
+import index.update
 from fanoise.catalog import read_catalog
 from fanoise.errors import ArtifactError, CatalogError, InputError
 from index.build import build_index
@@ -159,13 +162,53 @@ def test_a_picture_that_can_be_read_only_later_is_no_new_item_of_an_update(embed
         return encode(*args, **options)
 
     monkeypatch.setattr(Intake, "encode", late)
-    with pytest.raises(
-        InputError, match=r"not in the index could not be read before, .* \(1, for example 'n1'"
-    ):
+    with pytest.raises(InputError, match=r"not in the index could not be read before, .* \(1, for example 'n1'"):
         add_items(embedder, catalog, built, existing="require", progress=False)
     assert Manifest.read(built).generation == 1
     monkeypatch.undo()
     assert add_items(embedder, catalog, built, existing="replace", progress=False).added == 2
+
+
+def files_of(folder):
+    return sorted(path.relative_to(folder) for path in folder.rglob("*") if path.name != ".lock")
+
+
+def test_a_refused_add_leaves_no_file(embedder, built, write):
+    before = files_of(built)
+    draw(built.parent / "goods" / "img" / "new.png", 77)
+    catalog = write("a.csv", [row("g7", "x", image="img/new.png")])
+    with pytest.raises(InputError, match="already in the index"):
+        add_items(embedder, catalog, built, progress=False)
+    assert files_of(built) == before
+    embedder.refuse = "refused by the model"
+    catalog = write("b.csv", [row("n1", embedder.refuse, image="img/new.png")])
+    with pytest.raises(CatalogError, match="all 1 rows were rejected"):
+        add_items(embedder, catalog, built, progress=False)
+    assert files_of(built) == before
+
+
+def open_items():
+    """Items files that this process has open."""
+    names = []
+    for descriptor in Path("/proc/self/fd").iterdir():
+        with suppress(OSError):  # that of the listing itself
+            names.append(descriptor.readlink().name)
+    return [name for name in names if name.startswith("items.parquet")]
+
+
+def test_no_file_stays_open_while_an_error_is_looked_at(embedder, built, write, monkeypatch):
+    assert open_items() == []
+    with pytest.raises(InputError) as refused:
+        add_items(embedder, write("a.csv", [row("g7", "x")]), built, progress=False)
+    with pytest.raises(InputError) as unknown:
+        delete_items(built, ids=["nobody"])
+    with pytest.raises(InputError) as unsuitable:
+        compact_index(built, factory="IVF64,Flat")
+    monkeypatch.setattr(index.update, "_join", lambda *_: [][0])
+    with pytest.raises(IndexError) as joining:
+        add_items(embedder, write("b.csv", [row("n1", "x")]), built, progress=False)
+    assert all(caught.tb is not None for caught in (refused, unknown, unsuitable, joining))
+    assert open_items() == []
 
 
 def test_a_row_that_is_rejected_replaces_nothing(embedder, built, write):
