@@ -1,5 +1,6 @@
 """One shard from its rows to its files: what is known of each row, and what is found out."""
 
+import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from itertools import groupby
@@ -17,19 +18,16 @@ from index.encoding.prepare import Facts, Prepared
 from index.encoding.rejects import Reject, write_rejects
 from index.items import ItemWriter, printable_text
 from index.manifest import ITEMS, REJECTS, VECTORS
-from index.parquet import read_parquet
-from index.store import Precision, VectorWriter, load_array, truncated
+from index.store import Precision, VectorWriter, truncated
 
 ITEM = "item"
 """Field that read_catalog gives the images of one row, by which hits are grouped."""
 SIGNATURES = "signatures.npy"
 """uint8 [n, SIGNATURE_BYTES] of a shard's items, zeros where there is no image."""
-FILES = "files.npy"
-"""int64 [n, 2] of a shard's items, the size and time in ns of the file that the image is, before it was read; -1 where
-it is none by itself."""
+FILES = "files.json"
+"""Of a shard's items whose image is a file by itself: where it is, its size, and its time in ns before it was read."""
 Vectors = Mapping[int, np.ndarray]
 """Of positions in a shard: an embedding [E]."""
-_NO_FILE = [-1, -1]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,16 +54,20 @@ def images_are_as_they_were(shard: Path, root: Path) -> bool:
     Args:
         root: folder of the catalogue.
     """
-    names = read_parquet(shard / ITEMS, columns=["image"])["image"].to_pylist()
-    states = load_array(shard / FILES).tolist()
-    return all(state == _NO_FILE or _state(root / name) == state for name, state in zip(names, states, strict=True))
+    return all(_state(root / name) == state for name, *state in json.loads((shard / FILES).read_text()))
 
 
-def _state(image: Any) -> list[int]:
+def _file(image: Any, root: Path) -> list[Any] | None:
+    """What `FILES` says of an image: below `root` its path from there, as a catalogue may be moved, else all of it."""
     if not isinstance(image, str | Path):
-        return _NO_FILE
+        return None
+    # unlike the name that the item keeps, it leads to the file from any working folder, and if it is not UTF-8, too
+    return [image_name(Path(image).absolute(), root.absolute()), *_state(Path(image))]
+
+
+def _state(file: Path) -> list[int]:
     try:
-        status = Path(image).stat()
+        status = file.stat()
     except (OSError, ValueError):  # ValueError: a NUL byte in the name
         return [0, 0]
     return [status.st_size, status.st_mtime_ns]
@@ -81,7 +83,7 @@ class EncodedShard:
         self.number, self.digest = shard.number, shard.digest
         self._options, self._root = options, root
         self._paths: dict[int, str | None] = {}
-        self._files: dict[int, list[int]] = {}
+        self._files: dict[int, list[Any] | None] = {}
         self._items: dict[int, Item] = {}
         self._rejects: dict[int, Reject] = {}
         self._known: dict[int, KnownRow] = {}
@@ -169,8 +171,8 @@ class EncodedShard:
                 else:
                     rows = [self._known[position].row for position in run]
                     copy_rows(store, rows, target, dim=self._options.dim, precision=self._options.precision)
-        files = np.array([self._files[position] for position in positions], np.int64).reshape(-1, 2)
-        np.save(folder / FILES, files, allow_pickle=False)
+        files = [self._files[position] for position in positions]
+        (folder / FILES).write_text(json.dumps([file for file in files if file is not None]))
         write_rejects(folder / REJECTS, (reject for _, reject in sorted(self._rejects.items())))
         if self._options.signatures:
             blank = bytes(SIGNATURE_BYTES)
@@ -181,7 +183,7 @@ class EncodedShard:
     def _take(self, position: int, row: Item, embedder_dim: int) -> None:
         text = printable_text(row.text) if row.text else None
         item = replace(row, id=printable_text(row.id), text=text)
-        self._files[position] = _state(row.image)
+        self._files[position] = _file(row.image, self._root)
         path = image_name(row.image, self._root)
         self._paths[position] = None if path is None else printable_text(path)
         self._items[position] = item

@@ -7,6 +7,7 @@ import random
 import signal
 import tarfile
 import time
+from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
@@ -227,6 +228,46 @@ def test_a_picture_that_was_changed_after_its_shard_was_finished_comes_in(split,
     index = Index.open(tmp_path / "index")
     rows = list(read_catalog(catalog, allow_outside=True))
     assert np.array_equal(index.vectors.rows(slice(None)), np.stack([vector_of(row) for row in rows]))
+
+
+@pytest.mark.parametrize("images", ["pics", "t/pics", "t/../pics", "t"])
+def test_shards_of_images_whose_paths_are_relative_stay_good(split, tmp_path, monkeypatch, images):
+    monkeypatch.chdir(tmp_path)
+    catalog = write_catalog(Path("t") / "c.jsonl", 20, images=10)
+    if images != "t":
+        (tmp_path / "t" / "pictures").rename(tmp_path / "t" / "pics")
+        catalog.write_text(catalog.read_text().replace("pictures/", ""))
+    if images in ("pics", "t/../pics"):
+        (tmp_path / "t" / "pics").rename(tmp_path / "pics")
+    check_going_on(split, catalog, monkeypatch, changed=next(Path(images).resolve().rglob("4.png")), images=images)
+
+
+def test_shards_of_images_whose_names_are_not_utf8_stay_good(split, tmp_path, monkeypatch):
+    catalog = write_catalog(tmp_path / "c.jsonl", 20, images=10)
+    odd = tmp_path / "pictures" / os.fsdecode(b"caf\xe9.png")
+    (tmp_path / "pictures" / "4.png").rename(odd)
+    catalog.write_text(catalog.read_text().replace("4.png", json.dumps(odd.name)[1:-1], 1))
+    check_going_on(split, catalog, monkeypatch, changed=odd)
+
+
+def check_going_on(split, catalog, monkeypatch, *, changed, **options):
+    """A build that was broken off encodes nothing again but a picture that was changed."""
+    out = changed.parents[1] / "index"
+
+    def stop(*args, **options):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Intake, "assemble", stop)
+        for count in (None, 0, 1):
+            if count == 1:
+                draw(changed, 400)
+            split.module.batches.clear()
+            with pytest.raises(KeyboardInterrupt):
+                build(split, catalog, out, shard_rows=5, **options)
+            assert count is None or sum(split.module.batches) == count
+            assert bool(list((out / "encoding").glob("*/again-*"))) == (count == 1)
+    assert build(split, catalog, out, shard_rows=5, **options).encoded > 0
 
 
 def test_files_that_are_passed_over_are_counted(split, tmp_path):
