@@ -52,24 +52,27 @@ def first_of_each(
     *,
     bits: int = MOST_BITS,
     colour: int = MOST_COLOUR,
+    earlier: int = 0,
     advance: Callable[[int], object] = lambda rows: None,
 ) -> np.ndarray:
     """For each row the first row that it is a near-duplicate of: int64 [N], its own number for most.
 
     Rows are compared with such first rows only, so that no chain of small steps joins what is far apart.
-    Memory: 81 bytes a row, the signatures among them. Time grows with the square of the rows.
+    Memory: 81 bytes a row, the signatures among them. Time grows with the rows times those that are not `earlier`.
     Args:
         signatures: uint8 [N, SIGNATURE_BYTES].
         is_same: the last word on two rows with near signatures.
         bits, colour: how far signatures may differ.
+        earlier: how many of the rows, which come before the others, are first ones whatever they look like.
         advance: called with the number of rows done since the last call.
     """
     hashes = np.ascontiguousarray(signatures[:, :_HASH_BYTES])
     keys = hashes.view(np.uint64)[:, 0]
     first_of = np.arange(len(signatures))
-    firsts = np.empty(0, np.int64)
+    firsts = np.arange(earlier)
     index = faiss.IndexBinaryFlat(8 * _HASH_BYTES)  # of the hashes of `firsts`
-    for start in range(0, len(signatures), _BLOCK):
+    index.add(hashes[:earlier])
+    for start in range(earlier, len(signatures), _BLOCK):
         block = slice(start, start + _BLOCK)
         is_first = np.ones(len(keys[block]), dtype=bool)
         for at, places in enumerate(_near_places(index, hashes[block], bits)):

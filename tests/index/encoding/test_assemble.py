@@ -4,15 +4,19 @@ import sys
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+import index.encoding.assemble
 import index.parquet
 from fanoise.catalog import Item
 from fanoise.errors import CatalogError
 from index.encoding.assemble import assemble
 from index.encoding.cut import cut
+from index.encoding.earlier import write_earlier
 from index.encoding.encode import Encoder
+from index.encoding.near_duplicates import is_same_picture
 from index.encoding.rejects import Reject
 from index.encoding.shard import ShardOptions
 from index.items import Items, ItemWriter
@@ -174,6 +178,24 @@ def test_near_duplicates_are_skipped_with_a_line_in_the_ledger(shards_of, assemb
     ]
     assert (result.count, result.rejected, result.duplicates) == (7, 3, 3)
     assert "duplicate_of" not in fields(out)[0]
+
+
+def test_new_rows_are_compared_with_earlier_ones_and_those_not_with_each_other(
+    shards_of, assembled, pictures, tmp_path, monkeypatch
+):
+    folders = shards_of(pictures, signatures=True)
+    earlier = pa.concat_tables([read_items(folder / "items.parquet") for folder in folders[:2]])  # r0 to r7
+    write_earlier(tmp_path / "earlier", earlier, index=tmp_path, progress=False)
+    compared = []
+
+    def is_same(a, b):
+        compared.append((a.size, b.size))
+        return is_same_picture(a, b)
+
+    monkeypatch.setattr(index.encoding.assemble, "is_same_picture", is_same)
+    out, result = assembled(folders[2:], near_duplicates="report", earlier=tmp_path / "earlier")
+    assert [one["duplicate_of"] for one in fields(out)] == [None, "r5"]
+    assert (result.duplicates, len(compared)) == (1, 1)
 
 
 def test_the_field_of_duplicates_takes_the_place_of_the_catalogues(shards_of, assembled, pictures):

@@ -116,7 +116,7 @@ def test_tiny_and_thin_pictures_are_compared_as_well(size):
     assert not is_same_picture(image, other)
 
 
-def brute_force(signatures, same, bits, colour):
+def brute_force(signatures, same, bits, colour, earlier=0):
     hashes, colours = signatures[:, :8], signatures[:, 8:].astype(int)
     first = []
     for row in range(len(signatures)):
@@ -128,7 +128,7 @@ def brute_force(signatures, same, bits, colour):
             and np.abs(colours[one] - colours[row]).max() <= colour
             and same(one, row)
         ]
-        first.append(near[0] if near else row)
+        first.append(near[0] if near and row >= earlier else row)
     return first
 
 
@@ -166,6 +166,33 @@ def test_it_agrees_with_comparing_all_with_all(noisy, monkeypatch, bits, block):
     assert found.tolist() == brute_force(signatures, lambda a, b: (a * 7 + b) % 5 != 0, bits, 16)
     assert 12 <= len(set(found.tolist())) < 250
     assert all(a < b and found[a] == a for a, b in asked)  # only first ones are compared with
+
+
+@pytest.mark.parametrize("earlier", [1, 90, 249, 250])
+@pytest.mark.parametrize("block", [7, 1024])
+def test_earlier_rows_are_first_ones_and_only_new_rows_are_looked_at(noisy, monkeypatch, earlier, block):
+    monkeypatch.setattr(index.encoding.near_duplicates, "_BLOCK", block)
+    monkeypatch.setattr(index.encoding.near_duplicates, "_MOST_COMPARED", 400)
+    signatures, asked, counts = noisy(4, 4, 250), [], []
+
+    def same(a, b):
+        asked.append((a, b))
+        return (a * 7 + b) % 5 != 0
+
+    options = {"bits": 4, "colour": 16, "earlier": earlier}
+    found = first_of_each(signatures, same, advance=counts.append, **options)
+    assert all(a < b and b >= earlier for a, b in asked) and sum(counts) == 250 - earlier
+    assert found.tolist() == brute_force(signatures, same, 4, 16, earlier)
+
+
+def test_where_no_earlier_rows_look_alike_it_is_as_if_all_were_new(noisy):
+    signatures = noisy(7, 7, 300)
+    first = first_of_each(signatures, lambda a, b: True, colour=16)
+    apart = np.unique(first[:150])
+    signatures = np.concatenate([signatures[apart], signatures[150:]])
+    whole = first_of_each(signatures, lambda a, b: True, colour=16)
+    assert whole[: len(apart)].tolist() == list(range(len(apart))) and len(set(whole.tolist())) < len(whole)
+    assert first_of_each(signatures, lambda a, b: True, colour=16, earlier=len(apart)).tolist() == whole.tolist()
 
 
 def test_a_chain_of_small_steps_does_not_join_its_ends():
