@@ -184,7 +184,9 @@ def test_new_rows_are_compared_with_earlier_ones_and_those_not_with_each_other(
     shards_of, assembled, pictures, tmp_path, monkeypatch
 ):
     folders = shards_of(pictures, signatures=True)
-    earlier = pa.concat_tables([read_items(folder / "items.parquet") for folder in folders[:2]])  # r0 to r7
+    earlier = pa.concat_tables(
+        [index.parquet.read_parquet(folder / "items.parquet") for folder in folders[:2]]
+    )  # r0 to r7
     write_earlier(tmp_path / "earlier", earlier, index=tmp_path, progress=False)
     compared = []
 
@@ -223,6 +225,7 @@ from pathlib import Path
 import numpy as np
 from index.encoding.assemble import assemble
 from index.items import ItemWriter
+from index.parquet import read_parquet
 from index.store import VectorWriter
 folder, shards, rows, dim = Path(sys.argv[1]), 40, 500, 1024
 block = np.random.default_rng(0).normal(size=(rows, dim)).astype(np.float32)
