@@ -97,5 +97,6 @@ def _value_bytes(value: Any) -> int:
     if isinstance(value, Mapping):
         return sum(_VALUE_BYTES + _value_bytes(member) for member in value.values())
     if isinstance(value, (list, tuple)):
-        return sum(_VALUE_BYTES + _value_bytes(member) for member in value)
+        is_vector = bool(value) and isinstance(value[0], (int, float))  # of hundreds of numbers, not to be looked at
+        return _VALUE_BYTES * len(value) + (0 if is_vector else sum(map(_value_bytes, value)))
     return 0
