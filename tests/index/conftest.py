@@ -94,3 +94,18 @@ def built(embedder: ToyEmbedder, new_catalog: Callable[..., Path], tmp_path: Pat
     """A small exact index of 40 items, 6 of them with images."""
     build_index(embedder, new_catalog(), tmp_path / "index", progress=False)  # type: ignore[arg-type]
     return tmp_path / "index"
+
+
+@pytest.fixture
+def write(tmp_path):
+    """Writes a CSV of the columns of the first catalogue, beside it."""
+
+    def make(name, rows):
+        path = tmp_path / "goods" / name
+        with path.open("w", newline="", encoding="utf-8") as file:
+            writer = csv.DictWriter(file, ["id", "text", "image", "colour", "price"])
+            writer.writeheader()
+            writer.writerows(rows)
+        return path
+
+    return make

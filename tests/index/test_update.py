@@ -1,14 +1,10 @@
-import csv
 import json
-import threading
-import time
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image
 
 import index.manifest
 import index.update
@@ -18,7 +14,6 @@ from index.build import build_index
 from index.encoding.intake import Intake
 from index.generations import writing
 from index.manifest import GENERATION_FILES, Manifest
-from index.report import describe_change
 from index.search import Index, Searcher
 from index.update import add_items, compact_index, delete_items
 from index.verify import verify_index
@@ -28,21 +23,6 @@ FACTORIES = [
     "Flat", "HNSW8", "IVF4,Flat", "IVF4,SQ8", "IVF4,PQ4x4,RFlat", "PCA8,IVF4,PQ4x4", "PCA8,Flat", "SQ8", "SQfp16",
     "PQ4x4", "PQ4x4fs", "IVF4,PQ4x4fs,RFlat", "RaBitQ", "IVF4,RaBitQ",
 ]  # fmt: skip
-
-
-@pytest.fixture
-def write(tmp_path):
-    """Writes a CSV of the columns of the first catalogue, beside it."""
-
-    def make(name, rows):
-        path = tmp_path / "goods" / name
-        with path.open("w", newline="", encoding="utf-8") as file:
-            writer = csv.DictWriter(file, ["id", "text", "image", "colour", "price"])
-            writer.writeheader()
-            writer.writerows(rows)
-        return path
-
-    return make
 
 
 def row(id, text, **other):
@@ -325,53 +305,6 @@ def test_deleted_rows_are_never_found_and_all_others_are(embedder, new_catalog, 
             assert (change.deleted, change.manifest.count, change.manifest.factory) == (42, 108, factory)
 
 
-def test_delete_by_id_and_by_filter_leaves_the_rest_as_it_was(built):
-    before = state(built)
-    change = delete_items(built, ids=["g1", "g2"], where={"colour": "red"})
-    expected = {id: value for id, value in before.items() if id not in ("g1", "g2") and int(id[1:]) % 4}
-    assert state(built) == expected
-    assert (change.deleted, change.manifest.live, change.manifest.deleted) == (12, 28, 12)
-    assert len(Index.open(built)) == 28
-    assert Index.open(built).values("colour").to_pylist().count("red") == 0
-    again = delete_items(built, where={"colour": "white", "price": "2"})
-    assert again.deleted == 2
-
-
-def test_a_second_delete_of_the_same_id_is_a_mistake_unless_it_is_said_to_be_none(built):
-    delete_items(built, ids=["g1"])
-    with pytest.raises(InputError, match=r"1 of 2 ids are not in the index, for example 'g1'; .*--missing-ok"):
-        delete_items(built, ids=["g1", "g2"])
-    assert delete_items(built, ids=["g1", "g2"], missing_ok=True).deleted == 1
-    nothing = delete_items(built, ids=["g1", "g2"], missing_ok=True)
-    assert (nothing.deleted, nothing.manifest.generation) == (0, 3)
-    assert delete_items(built, where={"colour": "puce"}).manifest.generation == 3
-
-
-def test_deleting_everything_is_refused_with_the_remedy(built):
-    with pytest.raises(InputError, match=r"would delete all 40 items.*remove the folder .* or put another index there"):
-        delete_items(built, ids=[f"g{i}" for i in range(40)])
-    delete_items(built, ids=[f"g{i}" for i in range(39)])
-    with pytest.raises(InputError, match="would delete all 1 items"):
-        delete_items(built, ids=["g39"])
-    assert Index.open(built).live_ids == ["g39"]
-
-
-def test_a_delete_without_a_choice_or_of_an_unknown_field_is_refused(built):
-    with pytest.raises(InputError, match="nothing says which items to delete"):
-        delete_items(built)
-    with pytest.raises(InputError, match="unknown field 'color'"):
-        delete_items(built, where={"color": "red"})
-
-
-def test_a_deleted_id_may_come_back(embedder, built, write):
-    delete_items(built, ids=["g5"])
-    add_items(embedder, write("n.csv", [row("g5", "back")]), built, progress=False)
-    assert state(built)["g5"][0] == "back"
-    assert Index.open(built).row_of["g5"] == 40
-    assert compact_index(built).manifest.count == 40
-    assert list(state(built))[-1] == "g5"
-
-
 def test_compact_with_another_factory(built):
     delete_items(built, ids=["g5"])
     with pytest.raises(InputError, match="'IVF64,Flat' does not suit 39 vectors"):
@@ -485,80 +418,6 @@ def test_compact_finds_as_many_neighbours_as_before(embedder, new_catalog, tmp_p
     assert Index.open(folder).device == "CPU"
 
 
-def test_a_searcher_takes_the_new_generation_when_told(embedder, built, new_embedder, write, monkeypatch):
-    searcher = Searcher.open(built, embedder=embedder)
-    add_items(embedder, write("n.csv", [row("n1", "one")]), built, progress=False)
-    assert searcher.search(text="one", k=1).hits[0].id != "n1"
-    assert searcher.refresh() is True
-    assert searcher.refresh() is False
-    assert searcher.search(text="one", k=1).hits[0].id == "n1"
-    other = new_embedder("other", weights="0000")
-    build_index(other, write("k.csv", [row("k", "k")]), built, progress=False)
-    with pytest.raises(ArtifactError, match="other weights"):
-        searcher.refresh()
-    assert searcher.search(text="one", k=1).hits[0].id == "n1"
-
-
-def test_a_searcher_that_is_refreshed_while_others_search_never_mixes_generations(embedder, built, write):
-    """Each generation replaces all items, and says in every field which one it is."""
-    searcher, stop, wrong, seen = Searcher.open(built, embedder=embedder), threading.Event(), [], set()
-
-    def search():
-        while not stop.is_set():
-            try:
-                hits = searcher.search(text="anything", k=40).hits
-                versions = {hit.fields["price"] for hit in hits} if hits[0].fields["colour"] == "pink" else {"built"}
-                if len(versions) != 1 or len({hit.id for hit in hits}) != 40:
-                    wrong.append([(hit.id, hit.fields) for hit in hits])
-                seen.update(versions)
-            except Exception as error:
-                wrong.append(error)
-
-    threads = [threading.Thread(target=search) for _ in range(3)]
-    for thread in threads:
-        thread.start()
-    for version in range(8):
-        rows = [row(f"g{i}", f"{i} of {version}", price=f"v{version}") for i in range(40)]
-        add_items(embedder, write("c.csv", rows), built, existing="require", progress=False)
-        assert searcher.refresh()
-        time.sleep(0.02)
-    stop.set()
-    for thread in threads:
-        thread.join()
-    assert wrong == []
-    assert len(seen) > 3
-
-
-def test_only_files_that_changed_are_hashed_again(built, monkeypatch):
-    opened, loosely = Index.open(built), Index.open(built, verify=False)
-    delete_items(built, ids=["g1"])
-    hashed = []
-    sha256_file = index.manifest.sha256_file
-    monkeypatch.setattr(index.manifest, "sha256_file", lambda path: hashed.append(path.name) or sha256_file(path))
-    assert opened.current().current().live_ids[1] == "g2"
-    assert hashed == ["deleted.npy"]
-    assert loosely.current() is not loosely
-    assert hashed == ["deleted.npy"]
-
-
-def test_a_refresh_refuses_a_damaged_generation_and_stays(built, embedder, write):
-    searcher = Searcher.open(built, embedder=embedder)
-    add_items(embedder, write("n.csv", [row("n1", "one")]), built, progress=False)
-    file = Manifest.read(built).generation_in(built) / "vectors.npy"
-    file.write_bytes(file.read_bytes()[:-1] + b"\x7f")
-    with pytest.raises(ArtifactError, match=r"vectors\.npy is damaged"):
-        searcher.refresh()
-    assert len(searcher.search(text="x", k=99).hits) == 40
-
-
-def test_ids_are_deleted_as_the_command_line_spells_them(embedder, tmp_path):
-    (tmp_path / "c.jsonl").write_text('{"id": "x\\udce9", "text": "a"}\n{"id": "y", "text": "b"}\n')
-    build_index(embedder, tmp_path / "c.jsonl", tmp_path / "index", progress=False)
-    assert Index.open(tmp_path / "index").ids[0] == "x\\udce9"
-    delete_items(tmp_path / "index", ids=["x\udce9"])
-    assert Index.open(tmp_path / "index").live_ids == ["y"]
-
-
 def test_a_manifest_of_more_deleted_than_rows_is_refused(built):
     manifest = Manifest.read(built)
     with pytest.raises(ValueError, match="deleted must be below count 40"):
@@ -609,19 +468,6 @@ def test_an_index_does_not_take_up_its_own_pictures(embedder, tmp_path):
         add_items(embedder, tmp_path / "photos", tmp_path / "photos" / "index", progress=False)
 
 
-def test_a_delete_takes_what_a_search_with_the_same_filter_finds(embedder, built, write):
-    odd = write("odd.csv", [row("n1", "one", price="10"), row("n2", "two", price="n/a")])
-    add_items(embedder, odd, built, progress=False)
-    assert delete_items(built, where={"price": {"min": 5}}).deleted == 1, "which is 10, below 5 as text"
-    add_items(embedder, write("ten.csv", [row("n1", "one", price="10")]), built, progress=False)
-    add_items(embedder, write("mended.csv", [row("n2", "two", price="9")]), built, existing="require", progress=False)
-    index = Index.open(built)  # the row that was no number is still in the files
-    found = {index.ids[i] for i in np.flatnonzero(index.matching({"price": {"min": 9}}))}
-    assert found == {"n1", "n2"}
-    assert delete_items(built, where={"price": {"min": 9}}).deleted == 2
-    assert found.isdisjoint(state(built))
-
-
 def test_the_first_item_of_several_images_makes_the_index_group(embedder, built, tmp_path):
     def change(images, existing):
         path = tmp_path / "goods" / "several.jsonl"
@@ -665,94 +511,6 @@ def test_added_rows_take_their_vectors_from_the_column_of_the_build(embedder, tm
     assert embedder.module.batches == [1]
     faults = verify_index(folder, embedder=embedder, reencode=4)
     assert len(faults) == 3 and all("encoded again it has similarity" in fault for fault in faults)  # made up, but "d"
-
-
-@pytest.fixture
-def photos(embedder, tmp_path):
-    """An index of three photos, built with near-duplicates left out; and a writer of more photos."""
-    for i in range(3):
-        draw(tmp_path / "photos" / f"{i}.png", i)
-    folder = tmp_path / "index"
-    build_index(embedder, tmp_path / "photos", folder, near_duplicates="skip", progress=False)
-
-    def more(name, **numbers):
-        for id, number in numbers.items():
-            draw(tmp_path / name / f"{id}.png", number)
-            copy = Image.open(tmp_path / name / f"{id}.png").resize((180, 135), Image.Resampling.BILINEAR)
-            copy.save(tmp_path / name / f"{id}.png")
-        return tmp_path / name
-
-    return folder, more
-
-
-def test_near_duplicates_are_treated_as_in_the_build(embedder, photos):
-    folder, more = photos
-    change = add_items(embedder, more("b", copy=1, new=7, again=7), folder, progress=False)
-    assert (change.added, change.rejected, change.duplicates, change.named_duplicates) == (1, 2, 2, 0)
-    assert Index.open(folder).live_ids == ["0.png", "1.png", "2.png", "again.png"]
-    ledger = (Index.open(folder).generation_folder / "rejects.jsonl").read_text()
-    reasons = [json.loads(line)["reason"] for line in ledger.splitlines()]
-    assert sorted(reasons) == ["near-duplicate of '1.png'", "near-duplicate of 'again.png'"]
-    assert change.manifest.added[0].options == {"near_duplicates": "skip"}
-    assert verify_index(folder, embedder=embedder, reencode=9) == []
-    change = add_items(embedder, more("c", copy2=2), folder, near_duplicates="report", progress=False)
-    assert (change.added, change.duplicates, change.named_duplicates) == (1, 1, 1)
-    assert Index.open(folder).values("duplicate_of").to_pylist() == [None] * 4 + ["2.png"]
-    change = add_items(embedder, more("d", copy3=2), folder, near_duplicates="off", progress=False)
-    assert (change.added, change.duplicates) == (1, 0)
-
-
-def test_what_is_replaced_or_deleted_has_no_near_duplicates(embedder, photos):
-    folder, more = photos
-    delete_items(folder, ids=["1.png"])
-    change = add_items(embedder, more("b", **{"0": 0, "x": 1}), folder, existing="replace", progress=False)
-    assert (change.added, change.deleted, change.duplicates) == (2, 1, 0)
-    assert Index.open(folder).live_ids == ["2.png", "0.png", "x.png"]
-
-
-@pytest.mark.parametrize("existing", ["require", "replace"])
-def test_a_row_that_replaces_another_is_not_skipped_but_names_the_picture_it_looks_like(embedder, photos, existing):
-    folder, more = photos
-    before = Index.open(folder)
-    change = add_items(embedder, more("b", **{"0": 1, "2": 2}), folder, existing=existing, progress=False)
-    assert (change.added, change.deleted, change.rejected) == (2, 2, 0)
-    assert (change.duplicates, change.named_duplicates) == (1, 1)
-    index = Index.open(folder)
-    assert index.live_ids == ["1.png", "0.png", "2.png"]
-    assert index.values("duplicate_of").to_pylist() == [None, "1.png", None]
-    old, new = (each.vectors.rows(slice(each.row_of["0.png"], each.row_of["0.png"] + 1)) for each in (before, index))
-    assert not np.allclose(old, new, atol=0.01)
-    assert verify_index(folder, embedder=embedder, reencode=9) == []
-
-
-def test_new_rows_are_skipped_beside_those_that_replace_others(embedder, photos):
-    folder, more = photos
-    change = add_items(embedder, more("b", **{"0": 1, "x": 1, "y": 7}), folder, existing="replace", progress=False)
-    assert (change.added, change.deleted, change.rejected) == (2, 1, 1)
-    assert (change.duplicates, change.named_duplicates) == (2, 1)
-    assert "Near-duplicates of images: 1 rejected, 1 named in the field duplicate_of" in describe_change(
-        folder, "add", change, 1.0
-    )
-
-
-def test_the_only_row_of_an_item_that_is_replaced_is_not_skipped(embedder, photos):
-    folder, more = photos
-    pictures = more("b", first=7, second=8, third=1)
-    several = pictures / "a.jsonl"
-    several.write_text(json.dumps({"id": "g", "image": ["first.png", "second.png"]}))
-    add_items(embedder, several, folder, progress=False)
-    one = pictures / "b.jsonl"
-    one.write_text(json.dumps({"id": "g#9", "item": "g", "image": "third.png"}))
-    change = add_items(embedder, one, folder, existing="require", progress=False)
-    assert (change.added, change.deleted, change.named_duplicates) == (1, 2, 1)
-    assert Index.open(folder).live_ids == ["0.png", "1.png", "2.png", "g#9"]
-
-
-def test_a_picture_that_is_gone_is_no_duplicate_of_a_new_one(embedder, photos):
-    folder, more = photos
-    Index.open(folder).thumbnail(1).write_bytes(b"damaged")
-    change = add_items(embedder, more("b", copy=1, other=2), folder, progress=False)
-    assert (change.added, change.duplicates) == (1, 1)
 
 
 def test_too_many_rejects_change_nothing(embedder, built, write):

@@ -1,0 +1,102 @@
+"""Near-duplicates of rows that are added to an index, or replace others."""
+
+import json
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from index.build import build_index
+from index.report import describe_change
+from index.search import Index
+from index.update import add_items, delete_items
+from index.verify import verify_index
+from tests.index.conftest import draw
+
+
+@pytest.fixture
+def photos(embedder, tmp_path):
+    """An index of three photos, built with near-duplicates left out; and a writer of more photos."""
+    for i in range(3):
+        draw(tmp_path / "photos" / f"{i}.png", i)
+    folder = tmp_path / "index"
+    build_index(embedder, tmp_path / "photos", folder, near_duplicates="skip", progress=False)
+
+    def more(name, **numbers):
+        for id, number in numbers.items():
+            draw(tmp_path / name / f"{id}.png", number)
+            copy = Image.open(tmp_path / name / f"{id}.png").resize((180, 135), Image.Resampling.BILINEAR)
+            copy.save(tmp_path / name / f"{id}.png")
+        return tmp_path / name
+
+    return folder, more
+
+
+def test_near_duplicates_are_treated_as_in_the_build(embedder, photos):
+    folder, more = photos
+    change = add_items(embedder, more("b", copy=1, new=7, again=7), folder, progress=False)
+    assert (change.added, change.rejected, change.duplicates, change.named_duplicates) == (1, 2, 2, 0)
+    assert Index.open(folder).live_ids == ["0.png", "1.png", "2.png", "again.png"]
+    ledger = (Index.open(folder).generation_folder / "rejects.jsonl").read_text()
+    reasons = [json.loads(line)["reason"] for line in ledger.splitlines()]
+    assert sorted(reasons) == ["near-duplicate of '1.png'", "near-duplicate of 'again.png'"]
+    assert change.manifest.added[0].options == {"near_duplicates": "skip"}
+    assert verify_index(folder, embedder=embedder, reencode=9) == []
+    change = add_items(embedder, more("c", copy2=2), folder, near_duplicates="report", progress=False)
+    assert (change.added, change.duplicates, change.named_duplicates) == (1, 1, 1)
+    assert Index.open(folder).values("duplicate_of").to_pylist() == [None] * 4 + ["2.png"]
+    change = add_items(embedder, more("d", copy3=2), folder, near_duplicates="off", progress=False)
+    assert (change.added, change.duplicates) == (1, 0)
+
+
+def test_what_is_replaced_or_deleted_has_no_near_duplicates(embedder, photos):
+    folder, more = photos
+    delete_items(folder, ids=["1.png"])
+    change = add_items(embedder, more("b", **{"0": 0, "x": 1}), folder, existing="replace", progress=False)
+    assert (change.added, change.deleted, change.duplicates) == (2, 1, 0)
+    assert Index.open(folder).live_ids == ["2.png", "0.png", "x.png"]
+
+
+@pytest.mark.parametrize("existing", ["require", "replace"])
+def test_a_row_that_replaces_another_is_not_skipped_but_names_the_picture_it_looks_like(embedder, photos, existing):
+    folder, more = photos
+    before = Index.open(folder)
+    change = add_items(embedder, more("b", **{"0": 1, "2": 2}), folder, existing=existing, progress=False)
+    assert (change.added, change.deleted, change.rejected) == (2, 2, 0)
+    assert (change.duplicates, change.named_duplicates) == (1, 1)
+    index = Index.open(folder)
+    assert index.live_ids == ["1.png", "0.png", "2.png"]
+    assert index.values("duplicate_of").to_pylist() == [None, "1.png", None]
+    old, new = (each.vectors.rows(slice(each.row_of["0.png"], each.row_of["0.png"] + 1)) for each in (before, index))
+    assert not np.allclose(old, new, atol=0.01)
+    assert verify_index(folder, embedder=embedder, reencode=9) == []
+
+
+def test_new_rows_are_skipped_beside_those_that_replace_others(embedder, photos):
+    folder, more = photos
+    change = add_items(embedder, more("b", **{"0": 1, "x": 1, "y": 7}), folder, existing="replace", progress=False)
+    assert (change.added, change.deleted, change.rejected) == (2, 1, 1)
+    assert (change.duplicates, change.named_duplicates) == (2, 1)
+    assert "Near-duplicates of images: 1 rejected, 1 named in the field duplicate_of" in describe_change(
+        folder, "add", change, 1.0
+    )
+
+
+def test_the_only_row_of_an_item_that_is_replaced_is_not_skipped(embedder, photos):
+    folder, more = photos
+    pictures = more("b", first=7, second=8, third=1)
+    several = pictures / "a.jsonl"
+    several.write_text(json.dumps({"id": "g", "image": ["first.png", "second.png"]}))
+    add_items(embedder, several, folder, progress=False)
+    one = pictures / "b.jsonl"
+    one.write_text(json.dumps({"id": "g#9", "item": "g", "image": "third.png"}))
+    change = add_items(embedder, one, folder, existing="require", progress=False)
+    assert (change.added, change.deleted, change.named_duplicates) == (1, 2, 1)
+    assert Index.open(folder).live_ids == ["0.png", "1.png", "2.png", "g#9"]
+
+
+def test_a_picture_that_is_gone_is_no_duplicate_of_a_new_one(embedder, photos):
+    folder, more = photos
+    Index.open(folder).thumbnail(1).write_bytes(b"damaged")
+    change = add_items(embedder, more("b", copy=1, other=2), folder, progress=False)
+    assert (change.added, change.duplicates) == (1, 1)
