@@ -119,15 +119,20 @@ def test_with_given_vectors_a_row_without_one_is_not_judged(embedder, tmp_path):
         add_items(embedder, catalog("c.jsonl", a=other, c=one), folder, **update)
 
 
-def test_a_picture_that_can_be_read_only_later_makes_no_second_item_of_its_id(embedder, built, write, monkeypatch):
-    catalog = write("a.csv", [row("g7", "", image="img/late.png"), row("n1", "one")])
+def draw_before_encoding(path, monkeypatch):
+    """The picture is there when rows are encoded, and not when their ids are judged."""
     encode = Intake.encode
 
     def late(*args, **options):
-        draw(catalog.parent / "img" / "late.png", 9)
+        draw(path, 9)
         return encode(*args, **options)
 
     monkeypatch.setattr(Intake, "encode", late)
+
+
+def test_a_picture_that_can_be_read_only_later_makes_no_second_item_of_its_id(embedder, built, write, monkeypatch):
+    catalog = write("a.csv", [row("g7", "", image="img/late.png"), row("n1", "one")])
+    draw_before_encoding(catalog.parent / "img" / "late.png", monkeypatch)
     with pytest.raises(InputError, match=r"rows that are in the index could not be read before, and can be now"):
         add_items(embedder, catalog, built, progress=False)
     assert Manifest.read(built).generation == 1
@@ -135,13 +140,7 @@ def test_a_picture_that_can_be_read_only_later_makes_no_second_item_of_its_id(em
 
 def test_a_picture_that_can_be_read_only_later_is_no_new_item_of_an_update(embedder, built, write, monkeypatch):
     catalog = write("a.csv", [row("n1", "", image="img/late.png"), row("g7", "seven")])
-    encode = Intake.encode
-
-    def late(*args, **options):
-        draw(catalog.parent / "img" / "late.png", 9)
-        return encode(*args, **options)
-
-    monkeypatch.setattr(Intake, "encode", late)
+    draw_before_encoding(catalog.parent / "img" / "late.png", monkeypatch)
     with pytest.raises(InputError, match=r"not in the index could not be read before, .* \(1, for example 'n1'"):
         add_items(embedder, catalog, built, existing="require", progress=False)
     assert Manifest.read(built).generation == 1
