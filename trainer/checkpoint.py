@@ -25,7 +25,6 @@ from torch import Tensor
 from fanoise.distributed import rank, world_size
 from fanoise.errors import ArtifactError, TrainingError, one_line
 from fanoise.storage import sha256_file, share, staged_directory, write_atomic
-from trainer.first_process import broadcast_json, on_first_process
 from trainer.full_state import (
     MOMENTS,
     WEIGHTS,
@@ -37,6 +36,7 @@ from trainer.full_state import (
     set_optimizer_steps,
     trainable_parameters,
 )
+from trainer.outcomes import on_first_process
 
 _FOLDER = "checkpoints"
 _NAME = re.compile(r"step_(\d+)")
@@ -80,7 +80,7 @@ def load_newest_checkpoint(engine: Any, run: Path) -> int:
     losses. The caller cuts the logs (`cut_log`) to the step returned.
     Raises: ArtifactError when all are damaged, or hold other parameters than the model's.
     """
-    facts = on_first_process(lambda: _newest_intact(engine, run), _device(engine))
+    facts = on_first_process(lambda: _newest_intact(engine, run))
     if facts is None:
         return 0
     set_optimizer_steps(engine, facts["optimizer_steps"])
@@ -114,7 +114,7 @@ def load_weights(engine: Any, folder: Path) -> int:
 
     Raises: ArtifactError when it is missing, damaged, or of another model.
     """
-    facts = on_first_process(lambda: _intact(engine, folder, (WEIGHTS,)), _device(engine))
+    facts = on_first_process(lambda: _intact(engine, folder, (WEIGHTS,)))
     _read(engine, folder, (WEIGHTS,), facts["files"])
     return facts["step"]
 
@@ -172,7 +172,7 @@ def _write(engine: Any, folder: Path, kinds: tuple[str, ...], facts: dict[str, A
             failure = one_line(error)
     for _ in tensors:  # the other processes, and a first one that failed, still take part in the gathering
         pass
-    return broadcast_json(failure, _device(engine))
+    return on_first_process(lambda: failure)
 
 
 def _write_files(folder: Path, tensors: Iterable[tuple[str, str, Tensor]]) -> dict[str, str]:

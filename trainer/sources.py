@@ -12,10 +12,11 @@ from fanoise.distributed import rank
 from fanoise.errors import CatalogError, ConfigError
 from trainer.config import RunConfig
 from trainer.hub_files import fetch, is_on_hub, matching_on_hub
-from trainer.machine import once_per_machine, shared_tables
 from trainer.mmeb import is_mmeb_train, read_mmeb_train
+from trainer.outcomes import once_per_machine
 from trainer.pair_table import PairTable
 from trainer.pairs import read_pairs
+from trainer.shared_tables import shared_tables
 
 _SHARD = re.compile(r"-\d{5}-of-\d{5}$")
 

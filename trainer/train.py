@@ -7,7 +7,7 @@ import os
 import sys
 import time
 from collections.abc import Sequence
-from contextlib import nullcontext
+from contextlib import ExitStack, nullcontext
 from dataclasses import asdict, replace
 from io import FileIO
 from pathlib import Path
@@ -15,7 +15,6 @@ from typing import Any
 
 import numpy as np
 import torch
-import torch.distributed as dist
 from tqdm import tqdm
 
 from fanoise.backbones import load_skeleton
@@ -34,12 +33,12 @@ from trainer.checkpoint import (
 )
 from trainer.config import RunConfig
 from trainer.engine import init_process_group, make_engine, resolve_dtype
-from trainer.first_process import on_first_process
 from trainer.hub import push
 from trainer.model import add_lora, attach_input_noise, build_embedder, check_backbone, read_base_spec
 from trainer.model_card import model_card
 from trainer.monitors import go_on_with_monitors, same_wandb_run, write_to_monitors
 from trainer.objective import Objective
+from trainer.outcomes import on_every_process, on_first_process
 from trainer.rejects import RejectShare, broken_pairs, skipped
 from trainer.run_folder import (
     METRICS_FILE,
@@ -70,24 +69,23 @@ def train(config: RunConfig) -> Path:
     _check_processes(config, world_size())
     plan = load_plan(config)  # bad input is found before a weight is loaded
     validation = load_validation(config)
-    held_out, left_out = read_held_out(validation, device)
+    held_out, left_out = read_held_out(validation)
     torch.manual_seed(config.seed)
-    embedder = build_embedder(config, device)
-    dist.barrier()  # every process has checked the folder
-    lock = lock_run_folder(run) if rank() == 0 else None
-    try:
-        if rank() == 0:
+    # no process goes on before all have checked the folder
+    embedder = on_every_process(lambda: build_embedder(config, device))
+    with ExitStack() as stack:
+
+        def begin() -> None:
+            stack.callback(os.close, lock_run_folder(run))
             write_config(config)
             print(_describe(config, embedder, plan), file=sys.stderr)
             if left_out:
                 print(printable(left_out), file=sys.stderr)
-        dist.barrier()
+
+        on_first_process(begin)
         _train_in(run, config, plan, held_out, embedder, device)
         if rank() == 0:
             _push(config)
-    finally:
-        if lock is not None:
-            os.close(lock)
     return run
 
 
@@ -130,14 +128,16 @@ def _train_in(
     input_noise = attach_input_noise(embedder, config)
     batches = StepBatches(plan, embedder, config, rank=rank(), world_size=world_size())
     loader = step_loader(batches, first_step=done + 1, last_step=config.max_steps, workers=config.data.workers)
-    if rank() == 0:
+
+    def go_on_with_logs() -> list[int]:
         for name in (METRICS_FILE, REJECTS_FILE, VALIDATION_FILE):
             cut_log(run / name, done)
         go_on_with_monitors(engine, run, done)
         (run / FAILURE_FILE).unlink(missing_ok=True)
-    dist.barrier()
-    history = History(run, config.validation, device)
-    broken = on_first_process(lambda: broken_pairs(run / REJECTS_FILE, done), device)
+        return broken_pairs(run / REJECTS_FILE, done)
+
+    broken = on_first_process(go_on_with_logs)
+    history = History(run, config.validation)
     share = RejectShare(config.data.max_rejects, before=[(config.batch_size, number) for number in broken])
     with _metrics_file(run, done) as metrics, _progress(config, done) as bar:
         before = time.perf_counter()
@@ -203,7 +203,7 @@ def _train_in(
         )
         publish(embedder, run, state_dict=state_dict, card=card)
 
-    on_first_process(finish, device)
+    on_first_process(finish)
     engine.destroy()
 
 

@@ -16,7 +16,7 @@ from fanoise.embedder import Embedder, Role
 from fanoise.errors import CatalogError, ImageError
 from fanoise.images import open_image
 from trainer.config import RunConfig, ValidationConfig
-from trainer.first_process import broadcast_json, on_first_process
+from trainer.outcomes import on_first_process
 from trainer.pair_table import Pair
 from trainer.pairs import valid_answers
 
@@ -31,20 +31,18 @@ class HeldOut:
     pairs: list[Pair]
 
 
-def read_held_out(files: list[tuple[str, Any]], device: torch.device) -> tuple[list[HeldOut], str]:
+def read_held_out(files: list[tuple[str, Any]]) -> tuple[list[HeldOut], str]:
     """Open every image once, so that training does not end at the first validation; also which pairs were lost.
 
     Process 0 looks for all: a file that one process fails to read for a moment would set them apart for ever.
     Raises: CatalogError for a file that has fewer than two pairs left.
     """
 
-    def broken_rows() -> list[dict[str, str]]:
-        return [
-            {str(row): reason for row, pair in enumerate(table) if (reason := _why_broken(pair))} for _, table in files
-        ]
+    def broken_rows() -> list[dict[int, str]]:
+        return [{row: reason for row, pair in enumerate(table) if (reason := _why_broken(pair))} for _, table in files]
 
     found, lost, first = [], 0, ""
-    for (name, table), broken in zip(files, on_first_process(broken_rows, device), strict=True):
+    for (name, table), broken in zip(files, on_first_process(broken_rows), strict=True):
         lost += len(broken)
         first = first or next(iter(broken.values()), "")
         if len(table) - len(broken) < 2:
@@ -53,7 +51,7 @@ def read_held_out(files: list[tuple[str, Any]], device: torch.device) -> tuple[l
                 f"validation.pairs {name}: {len(table) - len(broken)} of {len(table)} pairs can be read{reason}, at "
                 "least 2 are needed to rank; check data.images and the paths"
             )
-        found.append(HeldOut(name, [pair for row, pair in enumerate(table) if str(row) not in broken]))
+        found.append(HeldOut(name, [pair for row, pair in enumerate(table) if row not in broken]))
     return found, f"{lost} held-out pair(s) have a broken image and are left out ({first})" if lost else ""
 
 
@@ -71,7 +69,7 @@ def validate(engine: Any, embedder: Embedder, held_out: list[HeldOut], config: R
         engine.module.train(training)
     means = {name: float(np.mean([found[name] for found in files.values()])) for name in ("recall@1", "mrr")}
     # unlike devices may round the same scores to another winner, and stop, or save, without each other
-    return broadcast_json({**means, "files": files}, device)
+    return on_first_process(lambda: {**means, "files": files})
 
 
 def ranking_metrics(queries: Tensor, positives: Tensor, answers: np.ndarray) -> dict[str, float]:
@@ -90,9 +88,9 @@ def ranking_metrics(queries: Tensor, positives: Tensor, answers: np.ndarray) -> 
 class History:
     """The validations of a run so far, and what follows from them. Nothing but the log is state."""
 
-    def __init__(self, run: Path, config: ValidationConfig, device: torch.device) -> None:
+    def __init__(self, run: Path, config: ValidationConfig) -> None:
         self._file, self._config = run / VALIDATION_FILE, config
-        self.rows: list[dict[str, Any]] = on_first_process(self._read, device)
+        self.rows: list[dict[str, Any]] = on_first_process(self._read)
 
     def _read(self) -> list[dict[str, Any]]:
         text = self._file.read_text() if self._file.exists() else ""

@@ -26,8 +26,8 @@ from trainer.checkpoint import (
 )
 from trainer.config import DataConfig, ModelConfig, OptimizerConfig, RunConfig
 from trainer.engine import init_process_group, make_engine
-from trainer.first_process import on_first_process
 from trainer.full_state import MOMENTS, WEIGHTS, full_tensors, optimizer_steps
+from trainer.outcomes import on_first_process
 
 
 class Network(nn.Module):
@@ -160,8 +160,8 @@ def fail_together(out: Path, stage: int, precision: str) -> None:
     for action in (
         lambda: save_checkpoint(engine, run, 2, keep=2),
         lambda: load_newest_checkpoint(engine, run),
-        lambda: on_first_process(full_disk, torch.device("cpu")),
-        lambda: on_first_process(lambda: [][0], torch.device("cpu")),
+        lambda: on_first_process(full_disk),
+        lambda: on_first_process(lambda: [][0]),
     ):
         try:
             action()

@@ -17,8 +17,6 @@ from trainer.pair_table import Pair
 from trainer.pairs import valid_answers
 from trainer.validation import HeldOut, History, ranking_metrics, read_held_out, validate
 
-CPU = torch.device("cpu")
-
 
 def unit(count: int, seed: int) -> torch.Tensor:
     return F.normalize(torch.randn(count, 6, generator=torch.Generator().manual_seed(seed)), dim=-1)
@@ -46,30 +44,30 @@ def test_a_collapsed_model_does_not_look_perfect():
 
 
 def test_history_knows_the_best_and_when_patience_is_over(tmp_path):
-    history = History(tmp_path, ValidationConfig(patience=2), CPU)
+    history = History(tmp_path, ValidationConfig(patience=2))
     over = []
     for step, value in enumerate([0.1, 0.4, 0.4, 0.3, 0.5], start=1):
         history.add({"step": step, "recall@1": value, "mrr": 0.0})
         over.append(history.is_over)
     assert over == [False, False, False, True, False]
-    again = History(tmp_path, ValidationConfig(patience=2), CPU)
+    again = History(tmp_path, ValidationConfig(patience=2))
     assert again.rows == history.rows
     assert again.best["step"] == 5
-    assert not History(tmp_path, ValidationConfig(), CPU).is_over
-    assert History(tmp_path / "none", ValidationConfig(patience=1), CPU).best is None
+    assert not History(tmp_path, ValidationConfig()).is_over
+    assert History(tmp_path / "none", ValidationConfig(patience=1)).best is None
 
 
 def test_unreadable_pairs_are_left_out_and_counted(toy_pairs):
     image = toy_pairs.parent / "0.png"
     good = [Pair(query=Item(text=str(i)), positive=Item(image=image)) for i in range(3)]
     bad = Pair(query=Item(text="x"), positive=Item(image=toy_pairs))
-    (found,), note = read_held_out([("toy", [*good, bad])], CPU)
+    (found,), note = read_held_out([("toy", [*good, bad])])
     assert (found.name, found.pairs) == ("toy", good)
     assert note.startswith("1 held-out pair(s) have a broken image and are left out (image ")
     assert str(toy_pairs) in note
-    assert read_held_out([("toy", good)], CPU)[1] == ""
+    assert read_held_out([("toy", good)])[1] == ""
     with pytest.raises(CatalogError, match=r"toy: 1 of 2 pairs can be read \(image .*\), at least 2 are needed"):
-        read_held_out([("toy", [good[0], bad])], CPU)
+        read_held_out([("toy", [good[0], bad])])
 
 
 class PlainEngine:

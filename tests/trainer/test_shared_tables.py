@@ -17,10 +17,10 @@ import json, os, signal, sys, time
 from datetime import timedelta
 from pathlib import Path
 import torch, torch.distributed as dist
-from trainer import machine
-from trainer.machine import shared_tables
+from trainer import outcomes
 from trainer.pair_table import PairTable
 from trainer.pairs import read_pairs
+from trainer.shared_tables import shared_tables
 
 torch.set_num_threads(1)
 folder, me, cases = Path(sys.argv[1]), int(sys.argv[2]), json.loads(sys.argv[3])
@@ -43,9 +43,9 @@ def refuse(handle):
 def find_damage(handle):
     raise ValueError("cannot mmap an empty file")
 
-machine_of, open_table = machine._machine, PairTable.open
+machine_of, open_table = outcomes._machine, PairTable.open
 for case in cases:
-    machine._machine = (lambda: "another") if case == "apart" and me > 0 else machine_of
+    outcomes._machine = (lambda: "another") if case == "apart" and me > 0 else machine_of
     PairTable.open = {"closed": refuse, "damaged": find_damage}.get(case, open_table) if me == 2 else open_table
     try:
         first, second = shared_tables(read)
@@ -133,5 +133,5 @@ def test_a_table_that_one_process_cannot_open_ends_all(answers):
 
 def test_nobody_waits_for_a_process_that_dies_while_it_reads(folder, answers):
     assert readers(folder, "lost") == [0]
-    message = "another process was lost while the pair files were read; it may say why itself"
+    message = "another process was lost; it may say why itself"
     assert answers["lost"] == [["TrainingError", message]] * 2

@@ -1,0 +1,116 @@
+"""One process, and three gloo processes whose own group gives up after a fifth of a second."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from fanoise.errors import ConfigError
+from trainer.outcomes import on_every_process, on_first_process, once_per_machine
+
+PROCESS = """
+import json, os, sys, threading, time
+from datetime import timedelta
+import torch, torch.distributed as dist
+from fanoise.errors import CatalogError
+from trainer import outcomes
+from trainer.outcomes import on_every_process, on_first_process, once_per_machine
+
+torch.set_num_threads(1)
+folder, me = sys.argv[1], int(sys.argv[2])
+dist.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=me, world_size=3)
+dist.barrier()
+dist.distributed_c10d._set_pg_timeout(timedelta(seconds=0.2), dist.group.WORLD)  # not before all have started
+
+def refuse(error):
+    raise error
+
+def late(value):
+    time.sleep(1)
+    return value
+
+def outcome(call):
+    try:
+        return call()
+    except Exception as error:
+        return [type(error).__name__, str(error)]
+
+answers = {
+    "first, late": outcome(lambda: on_first_process(lambda: late({1: [me, None]}))),
+    "first refuses": outcome(lambda: on_first_process(lambda: refuse(CatalogError(f"a.csv of {me}: no rows")))),
+    "first breaks": outcome(lambda: on_first_process(lambda: refuse(IndexError(f"list {me}\\nout of range")))),
+    "machine": outcome(lambda: once_per_machine(lambda: me)),
+    "every, third late": outcome(lambda: on_every_process(lambda: late(me) if me == 2 else me)),
+    "every, of a kind that cannot be sent": outcome(lambda: str(type(on_every_process(threading.Lock)))),
+    "second refuses": outcome(lambda: on_every_process(lambda: refuse(CatalogError("b.csv")) if me == 1 else me)),
+}
+outcomes._machine = lambda: "third" if me == 2 else "another"
+answers["machines"] = outcome(lambda: once_per_machine(lambda: me))
+answers["third machine refuses"] = outcome(
+    lambda: once_per_machine(lambda: refuse(CatalogError("c.csv")) if me == 2 else me)
+)
+print(json.dumps(answers))
+sys.stdout.flush()
+outcome(lambda: dist.destroy_process_group())
+os._exit(0)
+"""
+
+
+@pytest.fixture(scope="module")
+def answers(tmp_path_factory: pytest.TempPathFactory) -> list[dict]:
+    folder = tmp_path_factory.mktemp("outcomes")
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"}
+    processes = [
+        subprocess.Popen(
+            [sys.executable, "-c", PROCESS, str(folder), str(number)],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            env=environment,
+            cwd=Path(__file__).parents[2],
+        )
+        for number in range(3)
+    ]
+    try:
+        outputs = [process.communicate(timeout=120) for process in processes]
+    finally:
+        for process in processes:
+            process.kill()
+    assert [process.returncode for process in processes] == [0, 0, 0], outputs
+    return [json.loads(out) for out, _ in outputs]
+
+
+@pytest.mark.parametrize(
+    ("case", "expected"),
+    [
+        ("first, late", [{"1": [0, None]}] * 3),
+        ("first refuses", [["CatalogError", "a.csv of 0: no rows"]] * 3),
+        (
+            "first breaks",  # what is none of ours keeps its kind where it was raised, for the traceback
+            [["IndexError", "list 0\nout of range"], *[["TrainingError", "list 0"]] * 2],
+        ),
+        ("machine", [0, 0, 0]),
+        ("machines", [0, 0, 2]),
+        ("third machine refuses", [["CatalogError", "c.csv"]] * 3),
+        ("every, third late", [0, 1, 2]),
+        ("every, of a kind that cannot be sent", ["<class '_thread.lock'>"] * 3),
+        ("second refuses", [["CatalogError", "b.csv"]] * 3),
+    ],
+)
+def test_all_processes_have_one_outcome(answers, case, expected):
+    assert [each[case] for each in answers] == expected
+
+
+@pytest.mark.parametrize("kind", [on_first_process, once_per_machine, on_every_process])
+def test_one_process_is_a_plain_call(kind):
+    value = object()
+    assert kind(lambda: value) is value
+
+    def refuse() -> None:
+        raise ConfigError("no")
+
+    with pytest.raises(ConfigError, match="no"):
+        kind(refuse)
