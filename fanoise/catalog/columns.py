@@ -128,10 +128,14 @@ def _word(row: Mapping[str, Any], name: str) -> str:
 
 
 _CONTAINERS = (bytes, dict, list)
+_PLAIN = (str, int, float)
 
 
 def _is_binary(value: Any) -> bool:
     """Whether a value is an image or another binary file: none of that is carried along as a field."""
     if isinstance(value, dict):
         return value.keys() == {"bytes", "path"} or any(map(_is_binary, value.values()))
-    return any(map(_is_binary, value)) if isinstance(value, list) else isinstance(value, bytes)
+    if isinstance(value, list):
+        # bytes come from Arrow only, whose lists hold one type: a vector's numbers need not be looked at one by one
+        return not (value and isinstance(value[0], _PLAIN)) and any(map(_is_binary, value))
+    return isinstance(value, bytes)

@@ -93,7 +93,9 @@ class EncodedShard:
             if isinstance(row, Reject):
                 self._rejects[position] = row
             else:
-                self._take(position, row, embedder_dim)
+                self._take(position, row)
+        if options.vectors is not None:
+            self._take_vectors(options.vectors, embedder_dim)
 
     def __len__(self) -> int:
         """Catalogue rows."""
@@ -143,10 +145,9 @@ class EncodedShard:
         """Take what came of a batch; without `vectors`, they were given."""
         for position, reason in prepared.rejected.items():
             self._reject(position, reason)
-        for position, facts in zip(prepared.positions, prepared.facts, strict=True):
-            self._facts[position] = facts
-            if vectors is not None:
-                self._set_vector(position, vectors[position])
+        self._facts.update(zip(prepared.positions, prepared.facts, strict=True))
+        if vectors is not None:
+            self._set_vectors({position: vectors[position] for position in prepared.positions})
 
     def write(self, folder: Path) -> None:
         """All files, those of items in catalogue order; signatures.npy only if asked for."""
@@ -180,7 +181,7 @@ class EncodedShard:
             signatures = np.frombuffer(raw, np.uint8).reshape(-1, SIGNATURE_BYTES)
             np.save(folder / SIGNATURES, signatures, allow_pickle=False)
 
-    def _take(self, position: int, row: Item, embedder_dim: int) -> None:
+    def _take(self, position: int, row: Item) -> None:
         text = printable_text(row.text) if row.text else None
         item = replace(row, id=printable_text(row.id), text=text)
         self._files[position] = _file(row.image, self._root)
@@ -189,24 +190,36 @@ class EncodedShard:
         self._items[position] = item
         if row.image is None and not (text and text.strip()):
             self._reject(position, "it has neither text nor image")
-        elif self._options.vectors is not None:
-            fields = dict(row.fields)
-            given = _given_vector(fields.pop(self._options.vectors, None), embedder_dim)
+
+    def _take_vectors(self, column: str, embedder_dim: int) -> None:
+        given = {}
+        for position, item in list(self._items.items()):
+            fields = dict(item.fields)
+            vector = _given_vector(fields.pop(column, None), embedder_dim)
             self._items[position] = replace(item, fields=fields)
             self._facts[position] = Facts(None, None, None)
-            if isinstance(given, str):
-                self._reject(position, given)
+            if isinstance(vector, str):
+                self._reject(position, vector)
             else:
-                self._set_vector(position, given)
+                given[position] = vector
+        if given:
+            rows = np.stack(list(given.values()))
+            with np.errstate(over="ignore", invalid="ignore"):
+                rows /= np.linalg.norm(rows, axis=1, keepdims=True)
+            self._set_vectors(dict(zip(given, rows, strict=True)))
 
-    def _set_vector(self, position: int, vector: np.ndarray) -> None:
-        [short] = truncated(vector[None], self._options.dim)
-        if not np.isfinite(short).all():
+    def _set_vectors(self, vectors: Vectors) -> None:
+        if not vectors:
+            return
+        positions = np.fromiter(vectors, int)
+        short = truncated(np.stack(list(vectors.values())), self._options.dim)
+        finite, zero = np.isfinite(short).all(axis=1), ~short.any(axis=1)
+        for position in positions[~finite].tolist():
             self._reject(position, "its embedding is not finite")
-        elif not short.any():
+        for position in positions[zero].tolist():
             self._reject(position, "its embedding is zero, which has no direction")
-        else:
-            self._vectors[position] = short
+        sound = finite & ~zero
+        self._vectors[positions[sound]] = short[sound]
 
     def _reject(self, position: int, reason: str) -> None:
         self._rejects[position] = Reject(self._items.pop(position).id, self._paths[position], reason)
@@ -216,7 +229,7 @@ class EncodedShard:
 
 
 def _given_vector(value: Any, dim: int) -> np.ndarray | str:
-    """A unit row [dim] of what a catalogue's field holds, or why it is none."""
+    """A row [dim] of what a catalogue's field holds, not zero, or why it is none."""
     if value is None:
         return "its vector is missing"
     try:
@@ -227,5 +240,4 @@ def _given_vector(value: Any, dim: int) -> np.ndarray | str:
         return f"its vector has shape {list(vector.shape)}, and the embedder's have [{dim}]"
     if not vector.any():
         return "its vector is zero, which has no direction"
-    with np.errstate(invalid="ignore"):
-        return vector / np.linalg.norm(vector)
+    return vector
