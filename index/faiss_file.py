@@ -239,7 +239,7 @@ def misfits(index: faiss.Index) -> Iterator[str]:
         codes = getattr(index, name, None)
         if codes is not None and codes.d != index.d:
             yield f"codes of dim {codes.d} in an index of dim {index.d}"
-    for part, rows in _parts(index):
+    for part, rows in parts(index):
         dim = part.d if isinstance(index, faiss.IndexPreTransform) else index.d  # which FAISS compares with its chain
         if (part.ntotal, part.d) != (rows, dim):
             yield f"{part.ntotal} vectors of dim {part.d} where there must be {rows} of dim {dim}"
@@ -248,7 +248,7 @@ def misfits(index: faiss.Index) -> Iterator[str]:
         yield from _misfits_of_lists(index)
 
 
-def _parts(index: faiss.Index) -> list[tuple[faiss.Index, int]]:
+def parts(index: faiss.Index) -> list[tuple[faiss.Index, int]]:
     """The indices within an index, and how many vectors each must have."""
     if isinstance(index, faiss.IndexPreTransform):
         return [(index.index, index.ntotal)]
@@ -307,7 +307,7 @@ def _layout(index: faiss.Index) -> Iterator[str]:
         for i in range(index.chain.size()):
             transform = faiss.downcast_VectorTransform(index.chain.at(i))
             yield f"{_name_in_file(transform)} (dim {transform.d_in} to {transform.d_out})"
-    for part, _ in _parts(index):
+    for part, _ in parts(index):
         yield from _layout(part)
 
 

@@ -6,6 +6,7 @@ import index.devices
 from fanoise.errors import InputError
 from index.build import build_index
 from index.factory import check_factory, choose_factory, memory_to_build, train_index
+from index.faiss_file import parts
 from index.store import VectorStore
 
 GB = 10**9
@@ -97,6 +98,30 @@ def test_the_estimate_of_memory_is_that_of_the_file(factory):
     size = faiss.serialize_index(index).nbytes
     assert index_memory(index, 20_000) == pytest.approx(size, rel=0.06)
     assert memory_to_build(factory, 20_000, 16) >= index_memory(index, 20_000)
+
+
+@pytest.mark.parametrize("factory", ["PQ2x4", "OPQ2,IVF4,PQ2x4", "IVF4,PQ2x4,RFlat"])
+def test_codes_are_left_as_k_means_numbers_them_and_searches_are_those_of_faiss_alone(factory):
+    rows, queries = unit_rows(600), unit_rows(20, seed=1)
+    ours = train_index(factory, VectorStore(rows))
+    theirs = faiss.index_factory(16, factory, faiss.METRIC_INNER_PRODUCT)
+    theirs.train(rows)
+    theirs.add(rows)
+    for expected, found in zip(theirs.search(queries, 5), ours.search(queries, 5), strict=True):
+        np.testing.assert_array_equal(found, expected)
+    numbered, sorted_by_bits = codebook(ours), codebook(theirs)
+    assert not np.array_equal(numbered, sorted_by_bits), "FAISS sorts them; else nothing is left out here"
+    for one, other in zip(numbered, sorted_by_bits, strict=True):
+        assert sorted(one.tolist()) == sorted(other.tolist())
+
+
+def codebook(index: faiss.Index) -> np.ndarray:
+    """Of the PQ within an index, float32 [codes, 2 ** bits, dim of a part]."""
+    index = faiss.downcast_index(index)
+    while not hasattr(index, "pq"):
+        [(index, _), *_] = parts(index)
+        index = faiss.downcast_index(index)
+    return faiss.vector_to_array(index.pq.centroids).reshape(index.pq.M, index.pq.ksub, -1)
 
 
 def test_the_measured_overlap_is_in_the_manifest(embedder, new_catalog, tmp_path):
