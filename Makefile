@@ -19,8 +19,9 @@ help:
 demo: $(VENV)/.installed
 	$(BIN)/python -m demo tour --serve $(SERVE) --port $(PORT) $(if $(BASE),--base "$(BASE)")
 
+# Two processes and more; a file's tests stay together, for the sake of what they share.
 test: check
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 
 check: $(VENV)/.installed-dev
 	$(BIN)/ruff format --check .

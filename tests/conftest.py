@@ -22,6 +22,11 @@ torch.set_num_threads(1)
 COLOURS = {"red": (220, 30, 30), "blue": (30, 30, 220), "green": (30, 170, 30), "yellow": (230, 220, 30)}
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The longest first, so that no process is left alone with them at the end."""
+    items.sort(key=lambda item: "trainer" not in item.path.parts)
+
+
 @pytest.fixture(autouse=True)
 def own_environment() -> Iterator[None]:
     """A process group started in a test names its port in the environment; no later process must inherit that."""
