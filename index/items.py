@@ -17,6 +17,8 @@ from index.parquet import PieceWriter, Rows, open_file, read_parquet, read_piece
 from index.where import unknown_field
 
 COLUMNS = ("row", "id", "text", "image", "thumbnail_sha256", "content_sha256")
+SIGNATURE = "signature"
+"""Column, where near-duplicates were looked for: bytes that a picture is found by, see `encoding.near_duplicates`."""
 _SHA256 = r"^[0-9a-f]{64}$"
 
 
@@ -29,6 +31,7 @@ class ItemWriter:
         self._images: list[str | None] = []
         self._thumbnails: list[str | None] = []
         self._contents: list[str | None] = []
+        self._signatures: list[bytes | None] = []
         self._fields: dict[str, list[Any]] = {}
 
     def __len__(self) -> int:
@@ -42,6 +45,7 @@ class ItemWriter:
         image: str | None,
         thumbnail_sha256: str | None,
         content_sha256: str | None = None,
+        signature: bytes | None = None,
         fields: Mapping[str, Any],
     ) -> None:
         for name, value in fields.items():
@@ -53,6 +57,7 @@ class ItemWriter:
         self._images.append(image)
         self._thumbnails.append(thumbnail_sha256)
         self._contents.append(content_sha256)
+        self._signatures.append(signature)
 
     def write(self, path: Path) -> None:
         n = len(self)
@@ -64,6 +69,8 @@ class ItemWriter:
             "thumbnail_sha256": pa.array(self._thumbnails, pa.string()),
             "content_sha256": pa.array(self._contents, pa.string()),
         }
+        if any(self._signatures):
+            columns[SIGNATURE] = pa.array(self._signatures, pa.binary())
         if self._fields:  # Parquet has no struct without members
             members = [_typed_array(column + [None] * (n - len(column))) for column in self._fields.values()]
             # A struct keeps a field called "id" or "text" apart from our own columns.
@@ -167,6 +174,8 @@ def concat_items(tables: Sequence[pa.Table]) -> pa.Table:
     columns: dict[str, Any] = {"row": pa.array(range(sum(map(len, tables))), pa.int64())}
     for name in COLUMNS[1:]:
         columns[name] = pa.chunked_array([chunk for table in tables for chunk in table[name].chunks], pa.string())
+    if any(SIGNATURE in table.column_names for table in tables):
+        columns[SIGNATURE] = pa.chunked_array([chunk for table in tables for chunk in _signatures(table)], pa.binary())
     found = [_members(table) for table in tables]
     names = list(dict.fromkeys(name for chunks in found for name in chunks))
     if names:
@@ -209,6 +218,8 @@ def _check_columns(schema: pa.Schema) -> None:
     missing = [name for name in COLUMNS if name not in schema.names]
     if missing:
         raise ValueError(f"columns missing: {', '.join(missing)}")
+    if SIGNATURE in schema.names and schema.field(SIGNATURE).type != pa.binary():
+        raise ValueError("its signatures are no bytes")
     if "fields" in schema.names and not pa.types.is_struct(schema.field("fields").type):
         raise ValueError("its fields are no struct")
 
@@ -216,6 +227,10 @@ def _check_columns(schema: pa.Schema) -> None:
 def _check_rows(table: pa.Table) -> None:
     if not np.array_equal(table["row"].to_numpy(), np.arange(len(table))):
         raise ValueError("its rows are not numbered 0, 1, 2, …")
+
+
+def _signatures(table: pa.Table) -> list[pa.Array]:
+    return table[SIGNATURE].chunks if SIGNATURE in table.column_names else [pa.nulls(len(table), pa.binary())]
 
 
 def _members(table: pa.Table) -> dict[str, list[pa.Array]]:

@@ -6,7 +6,8 @@ Layout of an index folder, all of it relocatable, nothing pickled:
                          and a digest of itself
     generation-000003/   never changed once committed (see `index.generations`)
         vectors.npy      [N, D] unit rows, in catalogue order (see `index.store`)
-        items.parquet    row, id, text, image, thumbnail_sha256, content_sha256, fields (a struct: a member per field)
+        items.parquet    row, id, text, image, thumbnail_sha256, content_sha256, fields (a struct: a member per field),
+                         and signature, where near-duplicates were looked for
         index.faiss      the FAISS index over the vectors; row numbers are its labels
         rejects.jsonl    id, path, reason of every catalogue row that could not be indexed
         deleted.npy      int64, ascending: rows that are gone

@@ -30,7 +30,7 @@ from index.faiss_file import read_index, write_index
 from index.generations import Writer, sweep_thumbnails, writing
 from index.held_out import measure_overlap, text_queries
 from index.identity import Existing, Names, name_columns, names_of_row, names_of_rows, odd_rows, refusal
-from index.items import Items, printable_text
+from index.items import SIGNATURE, Items, printable_text
 from index.join import join_items
 from index.manifest import (
     DELETED,
@@ -181,7 +181,8 @@ def _write_earlier(writer: Writer, intake: Intake, current: "_Current", asked: S
     kept = current.live.copy()
     kept[current.rows_named({name for names in asked for name in names})] = False
     folder = writer.stage / _EARLIER
-    items = pa.table({"id": current.items.ids, "thumbnail_sha256": pa.array(current.items.thumbnails, pa.string())})
+    names = ["id", "thumbnail_sha256", SIGNATURE]
+    items = current.items.table([name for name in names if name in current.items.schema.names])
     write_earlier(folder, items.filter(pa.array(kept)), index=writer.folder, progress=intake.progress)
     return folder
 

@@ -18,11 +18,11 @@ from fanoise.errors import CatalogError, ImageError
 from fanoise.images import open_image
 from index.encoding.near_duplicates import SIGNATURE_BYTES, first_of_each, is_same_picture
 from index.encoding.rejects import Reject, kinds_of, read_rejects, write_rejects
-from index.encoding.shard import SIGNATURES
+from index.items import SIGNATURE
 from index.join import join_items
 from index.manifest import ITEMS, REJECTS, VECTORS
 from index.parquet import read_parquet
-from index.store import Precision, VectorStore, VectorWriter, load_array
+from index.store import Precision, VectorStore, VectorWriter
 from index.thumbnails import thumbnail_path
 
 NearDuplicates = Literal["report", "skip"]
@@ -111,7 +111,7 @@ def _first_ids(shards: Sequence[Path], earlier: Path | None, index: Path, *, pro
     rows, start = with_image[at], 0
     for shard, size in zip(shards, sizes, strict=True):
         low, high = np.searchsorted(rows, (start, start + size))
-        signatures[low:high] = load_array(shard / SIGNATURES)[rows[low:high] - start]
+        signatures[low:high] = _signatures(shard, rows[low:high] - start)
         start += size
 
     @lru_cache(maxsize=_OPENED)
@@ -138,6 +138,14 @@ def _first_ids(shards: Sequence[Path], earlier: Path | None, index: Path, *, pro
     ids = _column(shards, "id").take(pa.array(first_of, mask=first_of == np.arange(len(digests))))
     parts = [ids[end - size : end] for size, end in zip(sizes, accumulate(sizes), strict=True)]
     return parts if earlier is None else parts[1:]
+
+
+def _signatures(shard: Path, rows: np.ndarray) -> np.ndarray:
+    """uint8 [n, SIGNATURE_BYTES] of these rows, each of which has an image."""
+    if not len(rows):  # of a shard without images, which has no such column
+        return np.empty((0, SIGNATURE_BYTES), np.uint8)
+    column = read_parquet(shard / ITEMS, columns=[SIGNATURE])[SIGNATURE].take(pa.array(rows))
+    return np.frombuffer(b"".join(column.to_pylist()), np.uint8).reshape(-1, SIGNATURE_BYTES)
 
 
 def _column(shards: Sequence[Path], name: str) -> pa.Array:

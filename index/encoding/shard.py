@@ -13,7 +13,6 @@ from fanoise.catalog import Item, image_name
 from index.encoding.cut import Shard
 from index.encoding.known import KnownRow, copy_rows
 from index.encoding.lookup import Looked, batches
-from index.encoding.near_duplicates import SIGNATURE_BYTES
 from index.encoding.prepare import Facts, Prepared
 from index.encoding.rejects import Reject, write_rejects
 from index.items import ItemWriter, printable_text
@@ -22,8 +21,6 @@ from index.store import Precision, VectorWriter, truncated
 
 ITEM = "item"
 """Field that read_catalog gives the images of one row, by which hits are grouped."""
-SIGNATURES = "signatures.npy"
-"""uint8 [n, SIGNATURE_BYTES] of a shard's items, zeros where there is no image."""
 FILES = "files.json"
 """Of a shard's items whose image is a file by itself: where it is, its size, and its time in ns before it was read."""
 Vectors = Mapping[int, np.ndarray]
@@ -150,7 +147,7 @@ class EncodedShard:
             self._set_vectors({position: vectors[position] for position in prepared.positions})
 
     def write(self, folder: Path) -> None:
-        """All files, those of items in catalogue order; signatures.npy only if asked for."""
+        """All files, those of items in catalogue order."""
         positions = [position for position in range(len(self)) if position not in self._rejects]
         items = ItemWriter()
         for position in positions:
@@ -161,6 +158,7 @@ class EncodedShard:
                 image=self._paths[position],
                 thumbnail_sha256=facts.thumbnail_sha256,
                 content_sha256=facts.content_sha256,
+                signature=facts.signature,
                 fields=item.fields,
             )
         items.write(folder / ITEMS)
@@ -175,11 +173,6 @@ class EncodedShard:
         files = [self._files[position] for position in positions]
         (folder / FILES).write_text(json.dumps([file for file in files if file is not None]))
         write_rejects(folder / REJECTS, (reject for _, reject in sorted(self._rejects.items())))
-        if self._options.signatures:
-            blank = bytes(SIGNATURE_BYTES)
-            raw = b"".join(self._facts[position].signature or blank for position in positions)
-            signatures = np.frombuffer(raw, np.uint8).reshape(-1, SIGNATURE_BYTES)
-            np.save(folder / SIGNATURES, signatures, allow_pickle=False)
 
     def _take(self, position: int, row: Item) -> None:
         text = printable_text(row.text) if row.text else None

@@ -3,13 +3,19 @@
 import json
 
 import numpy as np
+import pyarrow as pa
 import pytest
 from PIL import Image
 
+import index.encoding.earlier
 from index.build import build_index
+from index.encoding.earlier import write_earlier
+from index.encoding.near_duplicates import signature
+from index.parquet import read_parquet
 from index.report import describe_change
 from index.search import Index
-from index.update import add_items, delete_items
+from index.thumbnails import thumbnail_path
+from index.update import add_items, compact_index, delete_items
 from index.verify import verify_index
 from tests.index.conftest import draw
 
@@ -100,3 +106,37 @@ def test_a_picture_that_is_gone_is_no_duplicate_of_a_new_one(embedder, photos):
     Index.open(folder).thumbnail(1).write_bytes(b"damaged")
     change = add_items(embedder, more("b", copy=1, other=2), folder, progress=False)
     assert (change.added, change.duplicates) == (1, 1)
+
+
+def test_what_a_picture_is_found_by_is_kept_by_every_change(embedder, photos, monkeypatch):
+    folder, more = photos
+
+    def refuse(source):
+        raise AssertionError(f"{source} is opened")
+
+    monkeypatch.setattr(index.encoding.earlier, "open_image", refuse)
+    add_items(embedder, more("b", new=7), folder, progress=False)
+    delete_items(folder, ids=["0.png"])
+    compact_index(folder)
+    change = add_items(embedder, more("c", copy=1, again=7, other=8), folder, progress=False)
+    assert (change.added, change.duplicates) == (1, 2)
+    assert Index.open(folder).live_ids == ["1.png", "2.png", "new.png", "other.png"]
+
+
+def test_pictures_of_rows_that_were_not_compared_before_are_read(embedder, photos):
+    folder, more = photos
+    add_items(embedder, more("b", plain=7), folder, near_duplicates="off", progress=False)
+    change = add_items(embedder, more("c", copy=7, other=1, third=8), folder, progress=False)
+    assert (change.added, change.duplicates) == (1, 2)
+
+
+def test_a_signature_of_another_length_is_made_anew(photos, tmp_path):
+    folder, _ = photos
+    opened = Index.open(folder)
+    items = read_parquet(opened.generation_folder / "items.parquet", ["id", "thumbnail_sha256", "signature"])
+    kept = items["signature"].to_pylist()
+    changed = items.set_column(2, "signature", pa.array([kept[0][:-1], None, kept[2]], pa.binary()))
+    write_earlier(tmp_path / "earlier", changed, index=folder, progress=False)
+    found = read_parquet(tmp_path / "earlier" / "items.parquet", ["signature"])["signature"].to_pylist()
+    pictures = [Image.open(thumbnail_path(folder, one)).convert("RGB") for one in items["thumbnail_sha256"].to_pylist()]
+    assert found == kept == [signature(picture) for picture in pictures]
