@@ -4,8 +4,9 @@
 
 Source: Cormack, Clarke and Büttcher 2009, Reciprocal Rank Fusion outperforms Condorcet and individual Rank Learning
 Methods, SIGIR, with their constant 60. Only positions count, so a cosine and a BM25 score need not be comparable. Items
-with the same BM25, such as all of one category, share a position; what is equal at last is ordered by cosine. Where
-hits are grouped, a position is that among groups.
+with the same BM25 share a position: the best of all the first, others the last of theirs. So of a model's name and its
+number, the name, which all of a category have, cannot count as much as the number, which one has. What is equal at last
+is ordered by cosine. Where hits are grouped, a position is that among groups.
 
 Each ranking goes ten times as deep as there are hits asked for, at least to 100. Of more items than that, if they share
 a position by words, those in the vector's ranking count, and the first by row.
@@ -119,8 +120,8 @@ def fuse(rankings: Iterable[Mapping[T, int]], constant: int = RRF_CONSTANT) -> d
 
 
 def positions(scores: np.ndarray) -> np.ndarray:
-    """int64 positions from 1 for descending scores; equals share the first of theirs, as in a race."""
-    return np.searchsorted(-scores, -scores, side="left") + 1
+    """int64 positions from 1 for descending scores; the best share the first, other equals the last of theirs."""
+    return np.where(scores == scores[:1], 1, np.searchsorted(-scores, -scores, side="right"))
 
 
 class Words:

@@ -48,7 +48,8 @@ def test_fusing_two_rankings_by_hand():
 
 
 def test_equal_scores_share_a_position():
-    assert positions(np.array([9.0, 5.0, 5.0, 5.0, 1.0, 1.0, 0.5])).tolist() == [1, 2, 2, 2, 5, 5, 7]
+    assert positions(np.array([9.0, 5.0, 5.0, 5.0, 1.0, 1.0, 0.5])).tolist() == [1, 4, 4, 4, 6, 6, 7]
+    assert positions(np.array([9.0, 9.0, 9.0, 5.0])).tolist() == [1, 1, 1, 4]
     assert positions(np.empty(0)).tolist() == []
 
 
@@ -121,6 +122,18 @@ def test_what_only_words_find_is_found_with_its_cosine(searcher, monkeypatch):
     hits = searcher.search(text="xr-200", k=2, hybrid=True).hits
     [hit] = [hit for hit in hits if hit.id == "3"]
     assert hit.score == pytest.approx(cosine, abs=1e-6) and hit.fused >= 1 / 61
+
+
+def test_what_one_item_alone_has_counts_more_than_what_it_has_in_common(embedder, tmp_path):
+    pytest.importorskip("bm25s")
+    rows = [{"text": f"ladies dress model XR-{100 + i}"} for i in range(300)]
+    (tmp_path / "c.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    build_index(embedder, tmp_path / "c.jsonl", tmp_path / "index", progress=False)
+    searcher = Searcher(Index.open(tmp_path / "index"), embedder)
+    for i in range(5, 300, 10):
+        query = f"model XR-{100 + i}"
+        first, second = (hit.id for hit in searcher.search(text=query, k=2, hybrid=True).hits)
+        assert str(i + 1) in (first, second), "the first by words is at least second: one may be first by vector"
 
 
 @pytest.mark.parametrize("group_by", ["", "item"])
