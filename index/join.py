@@ -7,7 +7,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from index.items import concat_items, field_names
+from index.items import as_text, concat_items, field_names
 from index.parquet import PieceWriter, read_pieces
 
 
@@ -39,14 +39,14 @@ def join_items(
                         row += len(piece)
             return
         except _TypeTooNarrowError as error:
-            model = _replace_field(model, error.name, pa.array([], pa.string()))
+            model = _replace_field(model, error.name, pa.array([], error.kind))
 
 
 class _TypeTooNarrowError(Exception):
-    """The type of a field, found from the sources' types, does not hold a value of one of them."""
+    """The type of a field, found from the sources' types, does not hold a value of one of them; `kind` holds it."""
 
-    def __init__(self, name: str) -> None:
-        self.name = name
+    def __init__(self, name: str, kind: pa.DataType) -> None:
+        self.name, self.kind = name, kind
 
 
 def _pieces(
@@ -66,16 +66,18 @@ def _with_field(piece: pa.Table, field: tuple[str, Sequence[pa.Array]] | None, n
 
 def _in_types_of(model: pa.Table, table: pa.Table) -> pa.Table:
     """The rows of `table` with the fields of `model`, which has none. Raises _TypeTooNarrowError naming the field."""
+    for name in field_names(table.schema):
+        if pa.types.is_string(_kind(model, name)):  # what could be read as something else is not
+            table = _replace_field(table, name, as_text(table["fields"].combine_chunks().field(name)))
     joined = concat_items([model, table])
     for name in field_names(model.schema):
-        kind, found = (one.schema.field("fields").type.field(name).type for one in (model, joined))
-        if kind != found:  # a number too large for a fraction, say, became text
-            member = table["fields"].combine_chunks().field(name)
-            try:
-                joined = _replace_field(joined, name, member.cast(kind))
-            except pa.ArrowException:
-                raise _TypeTooNarrowError(name) from None
+        if _kind(joined, name) != _kind(model, name):  # a number too large for a fraction, say, became text
+            raise _TypeTooNarrowError(name, _kind(joined, name))
     return joined
+
+
+def _kind(table: pa.Table, name: str) -> pa.DataType:
+    return table.schema.field("fields").type.field(name).type
 
 
 def _replace_field(table: pa.Table, name: str, values: pa.Array) -> pa.Table:
