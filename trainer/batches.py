@@ -70,6 +70,10 @@ class BatchPlan:
     def pair(self, file: int, row: int) -> Pair:
         return self._tables[file][row]
 
+    def digests(self) -> dict[str, str]:
+        """Of each file what says whether it is still the same, see `PairTable.digest`."""
+        return {name: table.digest() for (name, _), table in zip(self.files, self._tables, strict=True)}
+
     def keys(self, rows: np.ndarray) -> np.ndarray:
         """[G, 3] keys of [G, 2] `rows` (see `PairTable.keys`)."""
         keys = np.empty((len(rows), 3), dtype=np.int64)

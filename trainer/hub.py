@@ -4,8 +4,18 @@ from pathlib import Path
 
 from fanoise.errors import TrainingError, one_line
 from trainer.monitors import WANDB_FILE
+from trainer.run_folder import INPUTS_FILE
 
-_NOT_NEEDED = ["checkpoints/*", ".lock", "rejects.jsonl", "failure.json", "csv/*", "tensorboard/*", WANDB_FILE]
+_NOT_NEEDED = [
+    "checkpoints/*",
+    ".lock",
+    INPUTS_FILE,
+    "rejects.jsonl",
+    "failure.json",
+    "csv/*",
+    "tensorboard/*",
+    WANDB_FILE,
+]
 """State of the training, and what may name private files."""
 
 

@@ -1,7 +1,8 @@
 """What some of the processes do, with one outcome for all: else the others would wait for ever."""
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from datetime import timedelta
 from pathlib import Path
 from typing import Any, TypeVar
@@ -14,8 +15,8 @@ from fanoise.errors import ArtifactError, CatalogError, ConfigError, InputError,
 _T = TypeVar("_T")
 _KINDS = {kind.__name__: kind for kind in (ArtifactError, CatalogError, ConfigError, InputError, TrainingError)}
 _PATIENCE = timedelta(days=7)
-"""The run's own group gives up after ten minutes, which slow disks and downloads can take. With a process that is lost
-the wait ends at once."""
+"""For an action that has begun: the run's own group gives up after minutes, which slow disks and downloads can take.
+With a process that is lost meanwhile the wait ends at once."""
 
 
 def on_first_process(action: Callable[[], Any]) -> Any:
@@ -52,23 +53,42 @@ def _outcomes(action: Callable[[], Any]) -> list[Any]:
     """What `action` returns on each process, by rank."""
     if world_size() == 1:
         return [action()]
-    group = None
-    try:
-        group = dist.new_group(backend="gloo", timeout=_PATIENCE)
+    with _patient_group() as group:
         answer, failure = _attempt(action)
         answers: list[Any] = [None] * world_size()
-        dist.all_gather_object(answers, answer, group=group)
-    except RuntimeError:  # gloo's own words name sockets
-        raise TrainingError("another process was lost; it may say why itself") from None
-    finally:
-        if group is not None:
-            dist.destroy_process_group(group)
+        try:
+            dist.all_gather_object(answers, answer, group=group)
+        except RuntimeError:  # gloo's own words name sockets
+            raise _lost() from None
     if failure is not None:
         raise failure
     for each in answers:
         if "error" in each:
             raise _KINDS.get(each["kind"], TrainingError)(each["error"])
     return [each["found"] for each in answers]
+
+
+@contextmanager
+def _patient_group() -> Iterator[dist.ProcessGroup]:
+    try:
+        dist.barrier()  # in the run's own time: making a group would wait with patience for who is lost already
+    except RuntimeError:
+        raise _lost() from None
+    try:
+        group = dist.new_group(backend="gloo", timeout=_PATIENCE)
+    except RuntimeError as error:
+        raise TrainingError(
+            f"the processes cannot reach each other by gloo ({one_line(error)[:200]}); set GLOO_SOCKET_IFNAME to the "
+            "network interface that they share"
+        ) from None
+    try:
+        yield group
+    finally:
+        dist.destroy_process_group(group)
+
+
+def _lost() -> TrainingError:
+    return TrainingError("another process was lost; it may say why itself")
 
 
 def _attempt(action: Callable[[], Any]) -> tuple[dict[str, Any], Exception | None]:

@@ -118,6 +118,30 @@ def group_key(group: str) -> int:
     return int(_hashes(pa.array([group]))[0]) if group else 0
 
 
+class ContentDigest:
+    """A digest of a file's batches, the same wherever the file lies and however its rows are cut into batches.
+
+    Of images that are in the file only their sizes count.
+    """
+
+    def __init__(self) -> None:
+        self._parts = {
+            (column, part): blake2b(digest_size=16) for column in SCHEMA.names for part in ("counts", "sizes", "text")
+        }
+
+    def update(self, batch: pa.RecordBatch) -> None:
+        for name, cells in zip(batch.schema.names, batch.columns, strict=True):
+            if pa.types.is_list(cells.type):
+                self._parts[name, "counts"].update(pc.list_value_length(cells).to_numpy())
+                cells = cells.flatten()
+            self._parts[name, "sizes"].update(pc.fill_null(pc.binary_length(cells), -1).to_numpy())
+            if pa.types.is_string(cells.type):
+                self._parts[name, "text"].update(_together(pc.fill_null(cells, "")))
+
+    def hexdigest(self) -> str:
+        return blake2b(b"".join(part.digest() for part in self._parts.values()), digest_size=8).hexdigest()
+
+
 def without_blanks(texts: pa.Array) -> pa.Array:
     """Null where `str.strip` leaves nothing; else the text as it is."""
     return _null_where(pc.equal(pc.utf8_trim(texts, characters=_SPACE), ""), texts)
@@ -165,6 +189,12 @@ def _null_where(mask: pa.Array, cells: pa.Array) -> pa.Array:
 def _lists(flat: Sequence[pa.Array], parents: np.ndarray, count: int) -> list[pa.Array]:
     offsets = np.concatenate([[0], np.cumsum(np.bincount(parents, minlength=count))])
     return [pa.ListArray.from_arrays(pa.array(offsets, pa.int32()), cells) for cells in flat]
+
+
+def _together(texts: pa.Array) -> pa.Buffer:
+    """All texts in one."""
+    whole = pa.ListArray.from_arrays(pa.array([0, len(texts)], pa.int32()), texts)
+    return pc.binary_join(whole, "")[0].as_buffer()
 
 
 def _cells(contents: Sequence[Content]) -> tuple[list[str | None], list[str | None], list[bytes | None]]:

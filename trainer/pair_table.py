@@ -18,6 +18,7 @@ from fanoise.catalog import Item
 from fanoise.errors import CatalogError
 from trainer.pair_columns import (
     SCHEMA,
+    ContentDigest,
     PairRow,
     batch_keys,
     content_key,
@@ -162,6 +163,13 @@ class PairTable(Sequence[Pair]):
         table.keys = np.concatenate([np.stack([batch.column(key.name) for key in _KEYS], axis=1) for batch in stored])
         table._rows = np.arange(len(table.keys), dtype=np.int32)
         return table
+
+    def digest(self) -> str:
+        """Of all pairs of the file, see `ContentDigest`."""
+        found = ContentDigest()
+        for batch in self._batches:
+            found.update(batch)
+        return found.hexdigest()
 
     def sample(self, count: int | None, *, seed: int) -> "PairTable":
         """At most `count` pairs drawn by the seed, in the file's order; a smaller sample is part of a larger one."""

@@ -16,6 +16,7 @@ from fanoise.storage import share, staged_directory, write_atomic
 from trainer.config import DataConfig, ModelConfig, RunConfig
 
 CONFIG_FILE = "config.yaml"
+INPUTS_FILE = "inputs.json"
 METRICS_FILE = "metrics.jsonl"
 REJECTS_FILE = "rejects.jsonl"
 _LOCK = ".lock"
@@ -84,6 +85,26 @@ def lock_run_folder(run: Path) -> int:
         os.close(descriptor)
         raise ConfigError(f"output_dir {run} is in use by another training; wait for it, or stop it first") from None
     return descriptor
+
+
+def check_inputs(run: Path, inputs: dict[str, str | None]) -> None:
+    """Note what a run is made of, or refuse to go on with something else: its losses would be those of no run.
+
+    Args:
+        inputs: names, of files for example, and digests of what is in them.
+    Raises: ConfigError naming what has changed.
+    """
+    file = run / INPUTS_FILE
+    if not file.exists():
+        write_atomic(file, json.dumps(inputs, indent=2) + "\n")
+        return
+    before = json.loads(file.read_text())
+    changed = [name for name, digest in inputs.items() if before.get(name) != digest]
+    if changed:
+        raise ConfigError(
+            f"output_dir {run} holds a run that was begun with other content of {', '.join(changed[:4])}; restore it, "
+            "or choose another --output_dir"
+        )
 
 
 def write_config(config: RunConfig) -> None:

@@ -43,6 +43,7 @@ from trainer.rejects import RejectShare, broken_pairs, skipped
 from trainer.run_folder import (
     METRICS_FILE,
     REJECTS_FILE,
+    check_inputs,
     check_run_folder,
     is_finished,
     lock_run_folder,
@@ -78,6 +79,7 @@ def train(config: RunConfig) -> Path:
         def begin() -> None:
             stack.callback(os.close, lock_run_folder(run))
             write_config(config)
+            check_inputs(run, {config.model.base: embedder.spec.base_weights, **plan.digests()})
             print(_describe(config, embedder, plan), file=sys.stderr)
             if left_out:
                 print(printable(left_out), file=sys.stderr)

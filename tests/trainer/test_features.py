@@ -12,10 +12,11 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file
 
-from fanoise.embedder import Embedder
+from fanoise.embedder import Embedder, weights_digest
 from tests.trainer.test_train import ROOT, losses, options
 from trainer.config import DataConfig, ModelConfig, RunConfig
 from trainer.engine import deepspeed_config
+from trainer.pairs import read_pairs
 
 RUNS: dict[str, dict[str, object]] = {
     "plain": {},
@@ -74,6 +75,12 @@ def test_run_ends_as_it_should(runs, name):
     if status == 0:
         assert all(math.isfinite(loss) for loss in losses(run))
         Embedder.from_pretrained(run)
+
+
+def test_a_run_notes_what_it_is_made_of(runs, tiny_base, toy_pairs):
+    digests = {str(toy_pairs): read_pairs(toy_pairs).digest()}
+    for name, weights in (("plain", weights_digest(tiny_base)), ("whole", None)):
+        assert json.loads((runs[name][1] / "inputs.json").read_text()) == {str(tiny_base): weights, **digests}
 
 
 def test_same_settings_give_the_same_losses(runs):

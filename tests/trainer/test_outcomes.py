@@ -1,4 +1,4 @@
-"""One process, and three gloo processes whose own group gives up after a fifth of a second."""
+"""One process, and three gloo processes whose own group gives up after two seconds."""
 
 import json
 import os
@@ -23,13 +23,13 @@ torch.set_num_threads(1)
 folder, me = sys.argv[1], int(sys.argv[2])
 dist.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=me, world_size=3)
 dist.barrier()
-dist.distributed_c10d._set_pg_timeout(timedelta(seconds=0.2), dist.group.WORLD)  # not before all have started
+dist.distributed_c10d._set_pg_timeout(timedelta(seconds=2), dist.group.WORLD)  # not before all have started
 
 def refuse(error):
     raise error
 
 def late(value):
-    time.sleep(1)
+    time.sleep(4)
     return value
 
 def outcome(call):
@@ -52,9 +52,13 @@ answers["machines"] = outcome(lambda: once_per_machine(lambda: me))
 answers["third machine refuses"] = outcome(
     lambda: once_per_machine(lambda: refuse(CatalogError("c.csv")) if me == 2 else me)
 )
+os.environ["GLOO_SOCKET_IFNAME"] = "nothere"
+answers["no way"] = outcome(lambda: on_first_process(lambda: 1))
+os.environ["GLOO_SOCKET_IFNAME"] = "lo"
+if me != 1:
+    answers["second is gone"] = outcome(lambda: on_every_process(lambda: me))
 print(json.dumps(answers))
 sys.stdout.flush()
-outcome(lambda: dist.destroy_process_group())
 os._exit(0)
 """
 
@@ -102,6 +106,19 @@ def answers(tmp_path_factory: pytest.TempPathFactory) -> list[dict]:
 )
 def test_all_processes_have_one_outcome(answers, case, expected):
     assert [each[case] for each in answers] == expected
+
+
+def test_a_process_that_is_gone_is_missed_in_the_run_s_own_time(answers):
+    first, second, third = answers
+    assert first["second is gone"] == third["second is gone"]
+    assert first["second is gone"] == ["TrainingError", "another process was lost; it may say why itself"]
+    assert "second is gone" not in second
+
+
+def test_processes_that_cannot_reach_each_other_are_told_the_variable(answers):
+    for each in answers:
+        kind, message = each["no way"]
+        assert kind == "TrainingError" and "nothere" in message and "set GLOO_SOCKET_IFNAME" in message
 
 
 @pytest.mark.parametrize("kind", [on_first_process, once_per_machine, on_every_process])

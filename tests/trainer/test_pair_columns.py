@@ -11,6 +11,7 @@ import pytest
 from fanoise.errors import CatalogError
 from trainer import mmeb, pairs
 from trainer.mmeb import read_mmeb_train
+from trainer.pair_columns import ContentDigest, PairRow, batch_of_rows
 from trainer.pair_table import PairTable
 from trainer.pairs import read_pairs
 
@@ -181,3 +182,38 @@ def test_rows_are_counted_as_they_are_read(tmp_path):
     assert isinstance(table, PairTable)
     assert sum(counts) == 9000
     assert len(counts) > 1
+
+
+def digest_of(rows: list[PairRow], cut: int = 4) -> str:
+    found, batch = ContentDigest(), batch_of_rows(rows)
+    for start in range(0, len(batch), cut):
+        found.update(batch.slice(start, cut))
+    return found.hexdigest()
+
+
+def test_a_digest_is_that_of_the_content_however_it_is_cut():
+    rows = [
+        PairRow(
+            (f"q{i}", f"{i}.png" if i % 3 else None), (None, bytes(i + 1)), ((f"n{i}", None),) * (i % 3), "ab"[i % 2]
+        )
+        for i in range(10)
+    ]
+    assert {digest_of(rows, cut) for cut in (1, 3, 4, 10)} == {digest_of(rows)}
+    changed = [
+        rows[:-1],
+        rows[::-1],
+        [*rows[:5], rows[5]._replace(query=("q", "5.png")), *rows[6:]],
+        [*rows[:5], rows[5]._replace(query=("q5", "x.png")), *rows[6:]],
+        [*rows[:5], rows[5]._replace(positive=(None, bytes(7))), *rows[6:]],
+        [*rows[:5], rows[5]._replace(negatives=(("n5", None), ("n6", None))), *rows[6:]],
+        [*rows[:5], rows[5]._replace(negatives=(("n5", None),)), *rows[6:]],
+        [*rows[:5], rows[5]._replace(group="a"), *rows[6:]],
+        [*rows[:4], rows[4]._replace(query=("q4q", "4.png")), rows[5]._replace(query=("5", "5.png")), *rows[6:]],
+        [
+            *rows[:4],
+            rows[4]._replace(negatives=()),
+            rows[5]._replace(negatives=(("n4", None), *rows[5].negatives)),
+            *rows[6:],
+        ],
+    ]
+    assert len({digest_of(rows), *map(digest_of, changed)}) == 1 + len(changed)

@@ -11,7 +11,7 @@ import yaml
 from fanoise.errors import ConfigError
 from fanoise.noise import NoiseConfig
 from trainer.config import DataConfig, LoraConfig, LossConfig, ModelConfig, OptimizerConfig, RunConfig
-from trainer.run_folder import check_run_folder, is_finished, lock_run_folder, write_config
+from trainer.run_folder import check_inputs, check_run_folder, is_finished, lock_run_folder, write_config
 
 ROOT = Path(__file__).parents[2]
 
@@ -87,6 +87,18 @@ def test_what_changes_losses_is_named(config, change, expected):
     with pytest.raises(ConfigError, match="holds a run with other settings") as caught:
         check_run_folder(replace(config, **change))
     assert expected in str(caught.value)
+
+
+def test_a_run_does_not_go_on_with_other_content(config):
+    run = config.output_dir
+    check_inputs(run, {"base": "b1", "a.jsonl": "a1"})
+    check_inputs(run, {"base": "b1", "a.jsonl": "a1"})
+    for changed in ({"base": "b1", "a.jsonl": "a2"}, {"base": "b1", "c.jsonl": "a1"}):
+        name = [*changed][1]
+        with pytest.raises(ConfigError, match=f"other content of {name}; restore it, or choose another --output_dir"):
+            check_inputs(run, changed)
+    with pytest.raises(ConfigError, match=r"other content of base, a\.jsonl; restore"):
+        check_inputs(run, {"base": "b2", "a.jsonl": "a2"})
 
 
 def test_run_is_not_overwritten(config):
