@@ -1,6 +1,6 @@
 """Which rows are the same: by their ids, and in an index that groups rows to items by their item."""
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
 from typing import Literal
 
@@ -47,22 +47,43 @@ def names_of_row(row: Item | Reject, group_by: str | None) -> Names | None:
     return id, id if group is None else printable_text(str(group))
 
 
-def odd_rows(existing: Existing, asked: Iterable[Names], known: set[str]) -> list[Names]:
+def odd_rows(existing: Existing, asked: Iterable[Names], known: set[str], groups: Mapping[str, str]) -> list[Names]:
     """The rows that cannot be taken.
 
     Args:
         known: the names of these rows that are in the index.
+        groups: of their ids that are in the index and in a group, the group.
     """
     if existing == "refuse":  # other rows of a known item, too: an item changes as a whole
         return [names for names in asked if not known.isdisjoint(names)]
-    return [names for names in asked if known.isdisjoint(names)] if existing == "require" else []
+    return [
+        names
+        for names in asked
+        if _leaves_its_group(names, groups) or (existing == "require" and known.isdisjoint(names))
+    ]
 
 
-def refusal(existing: Existing, count: int, names: Names, known: set[str], catalog: Path) -> InputError:
+def _leaves_its_group(names: Names, groups: Mapping[str, str]) -> bool:
+    """Whether a row of no group would take the place of one that has a group, whose other rows would stay."""
+    id, group = names
+    return id == group and id in groups
+
+
+def refusal(
+    existing: Existing, odd: Collection[Names], names: Names, known: set[str], groups: Mapping[str, str], catalog: Path
+) -> InputError:
+    """What is to be said of the odd rows, with the one of these names for example."""
+    id, group = names
+    if existing != "refuse" and _leaves_its_group(names, groups):
+        count = sum(_leaves_its_group(others, groups) for others in odd)
+        return InputError(
+            f"rows of {catalog} would leave the item that they are one of several of ({count}, for example {id!r} of "
+            f"item {groups[id]!r}); an item is replaced as a whole, so give all its rows, with its name in the column "
+            f"{ITEM!r}, or delete the row first"
+        )
     if existing == "refuse":
         what, remedy = "already", "replace those rows by `index update` or --replace, or give the new ones other ids"
     else:
         what, remedy = "not", "to add them as well, use `index add --replace`"
-    id, group = names
     example = repr(id) if id == group or id in known else f"{id!r} of item {group!r}"
-    return InputError(f"ids of {catalog} are {what} in the index ({count}, for example {example}); {remedy}")
+    return InputError(f"ids of {catalog} are {what} in the index ({len(odd)}, for example {example}); {remedy}")

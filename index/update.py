@@ -6,7 +6,7 @@ number goes into deleted.npy, and no search returns it. `compact` makes an index
 
 import json
 import shutil
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from contextlib import ExitStack, closing
 from dataclasses import dataclass, field
 from functools import partial
@@ -77,7 +77,8 @@ def add_items(
         existing: what of ids that are in the index already? `refuse` them; let the new rows `replace` the old ones; or
             `require` them, so that rows are replaced and none is new. In an index that groups several rows to an item,
             a row is known if its item is, and new rows replace all rows of their item. A row that is rejected replaces
-            nothing; one that replaces others is never skipped as a near-duplicate, but reported as one. The first rows
+            nothing, and one that names no item is refused where it would replace one of several rows of an item, whose
+            others would stay; one that replaces others is never skipped as a near-duplicate, but reported as one. The first rows
             that are several images of an item make an index one that groups them.
         options: fields of `Intake`. `text`, `image`, `images`, `vectors` and `near_duplicates` are by default, and
             where None, as in the build (`vectors` of "" encodes the rows); `allow_outside` and `allow_urls` are not.
@@ -120,12 +121,10 @@ def _add(writer: Writer, intake: Intake, existing: Existing, current: "_Current"
         added = stack.enter_context(closing(_read_items(new / ITEMS)))
         rows = names_of_rows(added, old.group_by)
         names = {name for row in rows for name in row}
-        if late := odd_rows(existing, rows, current.known(names)):
-            where = "in" if existing == "refuse" else "not in"
-            raise InputError(
-                f"{intake.catalog}: rows that are {where} the index could not be read before, and can be now "
-                f"({len(late)}, for example {late[0][0]!r})"
-            )
+        known, groups = current.known(names), current.groups(rows)
+        if late := odd_rows(existing, rows, known, groups):
+            error = refusal(existing, late, late[0], known, groups, intake.catalog)
+            raise InputError(f"rows could not be read before, and can be now: {error}")
         replaced = current.rows_named(names)
         _merge_ledgers(current.folder / REJECTS, new / REJECTS, writer.stage / REJECTS, names)
         ann = _join(writer, current, new, replaced, lambda: text_queries(intake.embedder, None, writer.stage))
@@ -165,12 +164,13 @@ def _check_names(intake: Intake, existing: Existing, current: "_Current") -> lis
             raise
         raise CatalogError(f"{error} (read as the index was built, with --text {text!r})") from error
     known = current.known({name for names in asked for name in names})
-    odd = set(odd_rows(existing, asked, known))
+    groups = current.groups(asked)
+    odd = set(odd_rows(existing, asked, known, groups))
     # a row that is going to be rejected does no harm
     if odd and (first := intake.first_admitted(row for row in intake.rows() if names_of(row) in odd)) is not None:
         names = names_of(first)
         assert names is not None
-        raise refusal(existing, len(odd), names, known, intake.catalog)
+        raise refusal(existing, odd, names, known, groups, intake.catalog)
     return asked
 
 
@@ -297,6 +297,16 @@ class _Current:
         for column in name_columns(self.items, self.manifest.group_by):
             found.update(asked.filter(pc.is_in(asked, value_set=column.filter(live))).to_pylist())
         return found
+
+    def groups(self, rows: Iterable[Names]) -> dict[str, str]:
+        """Of the ids of those rows that have no group: the group that the live row of this id has, if it has one."""
+        ids, *groups = name_columns(self.items, self.manifest.group_by)
+        alone = pa.array([id for id, group in rows if id == group], pa.string())
+        if not groups or not len(alone):
+            return {}
+        inside = pc.fill_null(pc.not_equal(ids, groups[0]), False)
+        mask = pc.and_(pc.and_(pc.is_in(ids, value_set=alone), inside), pa.array(self.live))
+        return dict(zip(ids.filter(mask).to_pylist(), groups[0].filter(mask).to_pylist(), strict=True))
 
 
 def _read_items(path: Path, deleted: np.ndarray | None = None) -> Items:

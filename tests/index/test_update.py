@@ -133,7 +133,9 @@ def draw_before_encoding(path, monkeypatch):
 def test_a_picture_that_can_be_read_only_later_makes_no_second_item_of_its_id(embedder, built, write, monkeypatch):
     catalog = write("a.csv", [row("g7", "", image="img/late.png"), row("n1", "one")])
     draw_before_encoding(catalog.parent / "img" / "late.png", monkeypatch)
-    with pytest.raises(InputError, match=r"rows that are in the index could not be read before, and can be now"):
+    with pytest.raises(
+        InputError, match=r"could not be read before, and can be now: ids of .* are already in the index"
+    ):
         add_items(embedder, catalog, built, progress=False)
     assert Manifest.read(built).generation == 1
 
@@ -141,7 +143,7 @@ def test_a_picture_that_can_be_read_only_later_makes_no_second_item_of_its_id(em
 def test_a_picture_that_can_be_read_only_later_is_no_new_item_of_an_update(embedder, built, write, monkeypatch):
     catalog = write("a.csv", [row("n1", "", image="img/late.png"), row("g7", "seven")])
     draw_before_encoding(catalog.parent / "img" / "late.png", monkeypatch)
-    with pytest.raises(InputError, match=r"not in the index could not be read before, .* \(1, for example 'n1'"):
+    with pytest.raises(InputError, match=r"could not be read before, .* not in the index \(1, for example 'n1'"):
         add_items(embedder, catalog, built, existing="require", progress=False)
     assert Manifest.read(built).generation == 1
     monkeypatch.undo()
@@ -482,6 +484,42 @@ def test_the_first_item_of_several_images_makes_the_index_group(embedder, built,
     change(["img/3.png"], "require")
     assert {id for id in state(built) if id.startswith("g1#")} == {"g1#0"}
     assert verify_index(built, embedder=embedder, reencode=50) == []
+
+
+def test_a_row_never_leaves_the_others_of_its_item(embedder, built, tmp_path):
+    def change(name, existing, *rows):
+        path = tmp_path / "goods" / name
+        path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+        return add_items(embedder, path, built, existing=existing, progress=False)
+
+    def groups():
+        hits = Searcher.open(built, embedder=embedder).search(text="one", k=50).hits
+        return sorted(hit.fields["item"] for hit in hits if hit.fields["item"])
+
+    several = {"id": "s2", "text": "one", "image": ["img/0.png", "img/1.png", "img/2.png"]}
+    change("several.jsonl", "refuse", several)
+    alone = {"id": "s2#1", "text": "alone"}
+    for existing in ("require", "replace"):
+        for row in (alone, alone | {"item": "s2#1"}):
+            embedder.module.batches.clear()
+            with pytest.raises(InputError, match=r"\(1, for example 's2#1' of item 's2'\); .* column 'item'"):
+                change("alone.jsonl", existing, row, {"id": "g1", "text": "one again"})
+            assert embedder.module.batches == []
+    assert {id for id in state(built) if id.startswith("s2")} == {"s2#0", "s2#1", "s2#2"} and groups() == ["s2"]
+    change("named.jsonl", "require", alone | {"item": "s2"}, {"id": "s2#2", "text": "too", "item": "s2"})
+    assert {id for id in state(built) if id.startswith("s2")} == {"s2#1", "s2#2"} and groups() == ["s2"]
+    change("whole.jsonl", "require", {"id": "s2", "text": "one thing again"})
+    assert {id for id in state(built) if id.startswith("s2")} == {"s2"}
+
+
+def test_a_row_that_can_be_read_only_later_does_not_leave_its_item(embedder, built, tmp_path, monkeypatch):
+    path = tmp_path / "goods" / "several.jsonl"
+    path.write_text(json.dumps({"id": "s2", "image": ["img/0.png", "img/1.png"]}))
+    add_items(embedder, path, built, progress=False)
+    path.write_text(json.dumps({"id": "s2#1", "image": "img/late.png"}))
+    draw_before_encoding(path.parent / "img" / "late.png", monkeypatch)
+    with pytest.raises(InputError, match=r"could not be read before, .* for example 's2#1' of item 's2'"):
+        add_items(embedder, path, built, existing="require", progress=False)
 
 
 def test_a_field_called_item_is_no_group(embedder, built, tmp_path):
