@@ -40,7 +40,7 @@ def describe_build(folder: Path, built: Built, seconds: float) -> str:
 
 def _taken(taken: Taken) -> Iterator[str]:
     """What became of the rows of a catalogue."""
-    counts = f"Encoded {taken.encoded:,}"
+    counts = f"{'Took the vectors of' if taken.vectors_given else 'Encoded'} {taken.encoded:,}"
     counts += f" ({taken.encoded_elsewhere:,} before, or by other processes)" * bool(taken.encoded_elsewhere)
     yield counts + f", copied {taken.reused:,} that were known" * bool(taken.reused)
     if taken.seconds and taken.model_seconds:

@@ -76,10 +76,10 @@ def add_items(
     Args:
         existing: what of ids that are in the index already? `refuse` them; let the new rows `replace` the old ones; or
             `require` them, so that rows are replaced and none is new. In an index that groups several rows to an item,
-            a row is known if its item is, and new rows replace all rows of their item. A row that is rejected replaces
-            nothing, and one that names no item is refused where it would replace one of several rows of an item, whose
-            others would stay; one that replaces others is never skipped as a near-duplicate, but reported as one. The first rows
-            that are several images of an item make an index one that groups them.
+            a row is known if its item is, and new rows replace all rows of their item; one that names no item is
+            refused where it would replace one of several rows of an item, whose others would stay. A row that is
+            rejected replaces nothing; one that replaces others is never skipped as a near-duplicate, but reported as
+            one. The first rows that are several images of an item make an index one that groups them.
         options: fields of `Intake`. `text`, `image`, `images`, `vectors` and `near_duplicates` are by default, and
             where None, as in the build (`vectors` of "" encodes the rows); `allow_outside` and `allow_urls` are not.
     Raises: InputError for ids that are in the index, or not; CatalogError for a bad catalogue; ArtifactError for
@@ -155,14 +155,18 @@ def _as_built(writer: Writer) -> dict[str, Any]:
 
 def _check_names(intake: Intake, existing: Existing, current: "_Current") -> list[Names]:
     """Id and group of all rows. Read once before encoding: ids that cannot be taken are found in seconds."""
-    text = current.manifest.catalog.text
+    catalog = current.manifest.catalog
+    as_built = {"text": catalog.text, "vectors": catalog.options.get("vectors")}
     names_of = partial(names_of_row, group_by=current.manifest.group_by)
     try:
         asked = [names for names in map(names_of, intake.rows()) if names is not None]
     except CatalogError as error:
-        if text is None or text != intake.text:
+        built_with = [
+            f"--{name} {value!r}" for name, value in as_built.items() if value and value == getattr(intake, name)
+        ]
+        if not built_with:
             raise
-        raise CatalogError(f"{error} (read as the index was built, with --text {text!r})") from error
+        raise CatalogError(f"{error} (read as the index was built, with {' '.join(built_with)})") from error
     known = current.known({name for names in asked for name in names})
     groups = current.groups(asked)
     odd = set(odd_rows(existing, asked, known, groups))

@@ -19,17 +19,18 @@ ID, TEXT, IMAGE, ITEM = "id", "text", "image", "item"
 
 @dataclass(frozen=True, kw_only=True)
 class Columns:
-    """`text` and `images` as in `read_catalog`; several images make one item for each."""
+    """`text`, `images` and `required` as in `read_catalog`; several images make one item for each."""
 
     text: str | None = None
     images: tuple[str, ...] = (IMAGE,)
+    required: tuple[str, ...] = ()
 
     @classmethod
-    def of(cls, text: str | None, image: str | Sequence[str]) -> "Columns":
+    def of(cls, text: str | None, image: str | Sequence[str], required: Sequence[str] = ()) -> "Columns":
         images = (image,) if isinstance(image, str) else tuple(image)
         if not images or len(set(images)) != len(images):
             raise CatalogError(f"image columns {', '.join(images) or '(none)'}: name at least one, and each once")
-        return cls(text=text, images=images)
+        return cls(text=text, images=images, required=tuple(required))
 
     def check(self, path: str | Path, columns: Iterable[str]) -> None:
         """Raises: CatalogError where a column that was asked for is not among `columns`."""
@@ -47,6 +48,7 @@ class Columns:
                 ) from None
         if self.images != (IMAGE,):
             wanted += self.images
+        wanted += self.required
         for name in wanted:
             if name not in columns:
                 raise CatalogError(f"{path}: unknown column {name!r}; the columns are {known}")

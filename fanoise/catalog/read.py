@@ -32,6 +32,7 @@ def read_catalog(
     images: str | Path | None = None,
     allow_outside: bool = False,
     allow_urls: bool = False,
+    required: Sequence[str] = (),
     on_reject: OnReject | None = None,
     on_other: OnOther | None = None,
 ) -> Iterator[Item]:
@@ -55,6 +56,7 @@ def read_catalog(
         allow_outside: let paths in a table lead anywhere. Whoever sees the index then sees a small copy of any image
             file on this machine that the table names.
         allow_urls: take http and https URLs as images (see `RemoteImage` for what is never fetched).
+        required: other columns without which the catalogue is of no use; single rows may leave them empty.
         on_reject: called with id, path and reason of a row that is left out, after which reading goes on; without it
             the first one is an error. Such faults are: no text and no image, an image cell that is no image or may not
             be read, a PDF document or a tar that is damaged, a link in a folder that leads nowhere or to a folder.
@@ -66,7 +68,7 @@ def read_catalog(
         line, an unknown column, a duplicate id.
     """
     path = Path(path)
-    columns = Columns.of(text, image)
+    columns = Columns.of(text, image, required)
     root = catalog_root(path)
     cells = ImageCells(root if images is None else images, allow_outside=allow_outside, allow_urls=allow_urls)
     reject = Rejects(root, on_reject, on_other)

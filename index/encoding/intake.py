@@ -35,6 +35,9 @@ class Taken:
     """What became of the rows, over all processes and all times that the command was broken off."""
 
     encoded: int = 0
+    """Rows with a vector of their own: made by the model, or, where"""
+    vectors_given: bool = False
+    """it is so, taken from the catalogue."""
     encoded_elsewhere: int = 0
     """Of these, before the command was broken off, or by other processes."""
     reused: int = 0
@@ -124,7 +127,8 @@ class Intake:
         )
 
     def rows(self, on_other: Callable[[str], object] | None = None) -> Iterator[Item | Reject]:
-        return catalog_rows(self.catalog, **self.reading, on_other=on_other)
+        required = () if self.vectors is None else (self.vectors,)
+        return catalog_rows(self.catalog, **self.reading, required=required, on_other=on_other)
 
     def ref(self) -> CatalogRef:
         """The catalogue as the manifest names it."""
@@ -207,6 +211,7 @@ class Intake:
         counts = run.counts()
         return {
             "encoded": counts.encoded,
+            "vectors_given": self.vectors is not None,
             "encoded_elsewhere": max(0, counts.encoded - run.encoded_here),
             "reused": counts.reused,
             "rejected": assembled.rejected,

@@ -23,6 +23,8 @@ ITEM = "item"
 """Field that read_catalog gives the images of one row, by which hits are grouped."""
 FILES = "files.json"
 """Of a shard's items whose image is a file by itself: where it is, its size, and its time in ns before it was read."""
+_NO_NUMBERS = frozenset({bool, bytes, str, type(None)})
+"""That NumPy would make numbers of."""
 Vectors = Mapping[int, np.ndarray]
 """Of positions in a shard: an embedding [E]."""
 
@@ -196,21 +198,19 @@ class EncodedShard:
             else:
                 given[position] = vector
         if given:
-            rows = np.stack(list(given.values()))
-            with np.errstate(over="ignore", invalid="ignore"):
-                rows /= np.linalg.norm(rows, axis=1, keepdims=True)
-            self._set_vectors(dict(zip(given, rows, strict=True)))
+            rows = _directions(np.stack(list(given.values()))[:, : self._options.dim])
+            self._set_vectors(dict(zip(given, rows, strict=True)), "vector")
 
-    def _set_vectors(self, vectors: Vectors) -> None:
+    def _set_vectors(self, vectors: Vectors, what: str = "embedding") -> None:
         if not vectors:
             return
         positions = np.fromiter(vectors, int)
         short = truncated(np.stack(list(vectors.values())), self._options.dim)
         finite, zero = np.isfinite(short).all(axis=1), ~short.any(axis=1)
         for position in positions[~finite].tolist():
-            self._reject(position, "its embedding is not finite")
+            self._reject(position, f"its {what} is not finite")
         for position in positions[zero].tolist():
-            self._reject(position, "its embedding is zero, which has no direction")
+            self._reject(position, f"its {what} is zero, which has no direction")
         sound = finite & ~zero
         self._vectors[positions[sound]] = short[sound]
 
@@ -222,15 +222,25 @@ class EncodedShard:
 
 
 def _given_vector(value: Any, dim: int) -> np.ndarray | str:
-    """A row [dim] of what a catalogue's field holds, not zero, or why it is none."""
+    """A row [dim] in float64 of what a catalogue's field holds, or why it is none."""
     if value is None:
         return "its vector is missing"
     try:
-        vector = np.asarray(value, dtype=np.float32)
-    except (TypeError, ValueError):
+        if isinstance(value, str) or not _NO_NUMBERS.isdisjoint(map(type, value)):
+            return "its vector is not a list of numbers"
+        vector = np.asarray(value, dtype=np.float64)
+    except (TypeError, ValueError, OverflowError):  # OverflowError: an integer of hundreds of digits
         return "its vector is not a list of numbers"
     if vector.shape != (dim,):
         return f"its vector has shape {list(vector.shape)}, and the embedder's have [{dim}]"
-    if not vector.any():
-        return "its vector is zero, which has no direction"
     return vector
+
+
+def _directions(rows: np.ndarray) -> np.ndarray:
+    """Float64 rows [B, D], in place, at length 1; zeros stay zero, and what is not finite is NaN somewhere."""
+    with np.errstate(invalid="ignore"):
+        largest = np.maximum(rows.max(axis=1), -rows.min(axis=1))  # else squares would overflow, or vanish
+        rows /= np.where(largest == 0, 1, largest)[:, None]
+        lengths = np.linalg.norm(rows, axis=1)
+        rows /= np.where(lengths == 0, 1, lengths)[:, None]
+    return rows

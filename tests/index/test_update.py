@@ -540,6 +540,11 @@ def test_added_rows_take_their_vectors_from_the_column_of_the_build(embedder, tm
     folder = tmp_path / "index"
     build_index(embedder, catalog("all.jsonl", ["a", "b"]), folder, vectors="emb", progress=False)
     embedder.module.batches.clear()
+    (tmp_path / "none.jsonl").write_text('{"id": "e", "text": "e"}')
+    with pytest.raises(
+        CatalogError, match=r"unknown column 'emb'.*\(read as the index was built, with --vectors 'emb'"
+    ):
+        add_items(embedder, tmp_path / "none.jsonl", folder, progress=False)
     added = add_items(embedder, catalog("new.jsonl", ["c"]), folder, progress=False)
     assert embedder.module.batches == [] and state(folder)["c"][1] == np.eye(16)[0].tolist()
     assert Index.open(folder).field_names == ["text"]

@@ -469,13 +469,14 @@ def test_a_table_of_vectors_needs_no_model(split, tmp_path):
     table = pa.table({"id": [f"v{i}" for i in range(30)], "text": ["t"] * 30, "price": range(30), "v": rows.tolist()})
     pq.write_table(table, tmp_path / "c.parquet")
     built = build(split, tmp_path / "c.parquet", tmp_path / "index", vectors="v")
+    assert "\nTook the vectors of 30\n" in describe_build(tmp_path / "index", built, 1.0) + "\n"
     assert split.module.batches == []
     assert (built.manifest.count, built.manifest.embedder.name) == (30, "split")
     index = Index.open(tmp_path / "index", embedder=split)
     assert np.allclose(index.vectors.rows(slice(None)), rows / np.linalg.norm(rows, axis=1, keepdims=True), atol=1e-6)
     assert index.field_names == ["text", "price"]
     assert build(split, tmp_path / "c.parquet", tmp_path / "index").reused == 0  # they may be anything
-    with pytest.raises(CatalogError, match="30× its vector is missing"):
+    with pytest.raises(CatalogError, match="unknown column 'w'; the columns are id, text, price, v"):
         build(split, tmp_path / "c.parquet", tmp_path / "index", vectors="w")
 
 

@@ -214,7 +214,10 @@ def test_given_vectors_are_taken_and_the_model_is_left_alone(encode, split, tmp_
     draw(tmp_path / "a.png", 1)
     rng = np.random.default_rng(0)
     given = rng.normal(size=(8, DIM))
-    values = [*given.tolist(), None, [1.0] * (DIM - 1), [float("nan")] * DIM, [0.0] * DIM, "text", [[1.0] * DIM]]
+    numbers = [1.0] * (DIM - 1)
+    none = [None, numbers, [float("nan")] * DIM, [0.0] * DIM, "text", [[1.0] * DIM], [float("inf"), *numbers]]
+    none += [["1"] * DIM, [True] * DIM, [True, *numbers], [None, *numbers], [10**400, *numbers]]
+    values = [*given.tolist(), *none]
     rows = [
         Item(
             id=str(i),
@@ -243,11 +246,27 @@ def test_given_vectors_are_taken_and_the_model_is_left_alone(encode, split, tmp_
     assert reasons == [
         "its vector is missing",
         "its vector has shape [15], and the embedder's have [16]",
-        "its embedding is not finite",
+        "its vector is not finite",
         "its vector is zero, which has no direction",
         "its vector is not a list of numbers",
         "its vector has shape [1, 16], and the embedder's have [16]",
+        "its vector is not finite",
+        *["its vector is not a list of numbers"] * 5,
     ]
+
+
+@pytest.mark.parametrize("dim", [DIM, 5])
+@pytest.mark.parametrize("scale", [1e-310, 1e-200, 1e-30, 1e30, 1e200, 1e307])
+def test_given_vectors_of_any_length_have_a_direction(encode, split, tmp_path, scale, dim):
+    given = np.random.default_rng(0).normal(size=(8, DIM))
+    given[-1, :5] = 0
+    rows = [Item(id=str(i), text="t", fields={"v": v}) for i, v in enumerate((scale * given).tolist())]
+    encode(split, rows, vectors="v", dim=dim)
+    first = given[:, :dim] if dim == DIM else given[:-1, :dim]  # of the last there is nothing left
+    unit = first / np.linalg.norm(first, axis=1, keepdims=True)
+    assert np.allclose(vectors(tmp_path / "shards"), unit, atol=1e-7)
+    reasons = [json.loads(line)["reason"] for line in (tmp_path / "shards/000/rejects.jsonl").read_text().splitlines()]
+    assert reasons == ["its vector is zero, which has no direction"] * (dim < DIM)
 
 
 def test_only_a_few_shards_are_in_memory(encode, split):
