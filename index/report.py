@@ -2,6 +2,7 @@
 
 import shutil
 from collections.abc import Iterator, Sequence
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -33,8 +34,7 @@ def describe_build(folder: Path, built: Built, seconds: float) -> str:
         ledger = manifest.generation_in(folder) / REJECTS
         lines.append(f"Rejected {_count(manifest.rejected, 'row')}, listed in {ledger}:")
         lines += _reasons(kinds_of(ledger))
-    if manifest.curve:
-        lines += describe_tuning(manifest)
+    lines += describe_tuning(manifest)
     return "\n".join(lines)
 
 
@@ -92,6 +92,8 @@ def describe_change(folder: Path, command: str, change: Change, seconds: float) 
         lines.append(f"Rejected {_count(change.rejected, 'row')}, listed at the end of {ledger}:")
         lines += _reasons(kinds_of(ledger, last=change.rejected))
     lines += [f"note: {_plain(note)}" for note in change.notes]
+    if command != "delete" and _missed(manifest):
+        lines += islice(describe_tuning(manifest), 1)
     if manifest.deleted > manifest.live // 4:
         rows = _count(manifest.deleted, "deleted row")
         lines.append(f"{rows} still in the files; `python -m index compact` frees their room")
@@ -141,34 +143,36 @@ def describe_index(folder: Path, manifest: Manifest, device: str) -> str:
         ("searched by", device),
         (
             "ann overlap",
-            f"{manifest.ann_overlap:.3f} of the exact ten nearest" + ", of sampled rows" * bool(manifest.curve),
+            f"{manifest.ann_overlap:.3f} of the exact ten nearest" + ", of sampled rows" * bool(manifest.tuning),
         ),
         ("size", ", ".join(f"{name} {_bytes(size)}" for name, size in index_sizes(folder, manifest).items())),
         ("created", manifest.created),
         ("versions", ", ".join(f"{name} {number}" for name, number in manifest.versions.items())),
     ]
     lines = [f"{name:<12} {_plain(value)}" for name, value in rows]
-    return "\n".join([*lines, *(["", *describe_tuning(manifest)] if manifest.curve else [])])
+    tuned = list(describe_tuning(manifest))
+    return "\n".join([*lines, *([""] if tuned else []), *tuned])
 
 
 def describe_tuning(manifest: Manifest) -> Iterator[str]:
     """What an index was tuned to, and the curve it was chosen from; nothing for an exact one."""
-    if not manifest.tuning:
-        return
     tuning = manifest.tuning
-    others = tuning.get("others", 0)
-    by = f"other than the {others} it was tuned with" if others else "those it was tuned with, which flatters it"
-    missed = ""
-    if tuning["recall"] < tuning["target"] and not tuning.get("reached", False):
-        missed = ", which was not reached: this is the best there is"
-    elif not tuning.get("reached", True):
-        missed = ", which is reached by less than a standard error: this is the best there is"
+    if not tuning.get("queries"):
+        return
+    by = ""
+    if manifest.search:
+        others = tuning.get("others", 0)
+        by = (
+            f", other than the {others} it was tuned with" if others else ", those it was tuned with, which flatters it"
+        )
     yield (
-        f"recall@10 {tuning['recall']:.3f} over {tuning['queries']} {_plain(tuning['source'])}, {by}, "
-        f"target {tuning['target']:g}{missed}"
+        f"recall@10 {tuning['recall']:.3f} over {tuning['queries']} {_plain(tuning['source'])}{by}, "
+        f"target {tuning['target']:g}{_missed(manifest)}"
     )
     if tuning["source"] != SAMPLED_ROWS:
         yield f"recall@10 {manifest.ann_overlap:.3f} over {SAMPLED_ROWS}, which lie where the index expects them"
+    if not manifest.curve:
+        return
     chosen = ",".join(f"{name}={value}" for name, value in manifest.search.items())
     lines = [
         [
@@ -179,6 +183,19 @@ def describe_tuning(manifest: Manifest) -> Iterator[str]:
         for point in manifest.curve
     ]
     yield from _table(["recall", "ms", "parameters"], lines, numbers=2)
+
+
+def _missed(manifest: Manifest) -> str:
+    """How the recall that was asked for was not reached; empty where it was, or none was asked for."""
+    tuning = manifest.tuning
+    best = "this is the best there is"
+    if not manifest.search:
+        best = f"{manifest.factory} has nothing to look further with, another --factory may have (auto chooses one)"
+    if tuning and tuning["recall"] < tuning["target"] and not tuning.get("reached", False):
+        return f", which was not reached: {best}"
+    if not tuning.get("reached", True):
+        return f", which is reached by less than a standard error: {best}"
+    return ""
 
 
 def index_sizes(folder: Path, manifest: Manifest) -> dict[str, int]:

@@ -55,7 +55,7 @@ class Point:
 @dataclass(frozen=True)
 class Tuned:
     parameters: dict[str, int] = field(default_factory=dict)
-    """As chosen, and set on the index; empty for a type without any."""
+    """As chosen, and set on the index; empty for a type without any, whose recall is measured by all queries."""
     recall: float = 1.0
     """Measured on queries that did not choose the parameters, where there are."""
     lower: float = 1.0
@@ -105,7 +105,8 @@ def tune(index: faiss.Index, queries: HeldOut, *, target: float = RECALL, margin
     check_recall(target)
     is_refined, name, most = _ladders(index)
     if name is None and not is_refined:
-        return Tuned()
+        recall = queries.recall(index)
+        return Tuned(recall=recall, lower=recall, measured_by=len(queries), is_reached=recall >= target)
     choosing, others = queries.halves() if margin else (queries, None)
     measured = _Measured(index, choosing, errors=1.0 if margin else 0.0)
     best: Point | None = None

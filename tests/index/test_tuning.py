@@ -110,7 +110,7 @@ def test_what_was_reached_is_measured_with_queries_that_did_not_choose(store):
 )
 def test_info_says_whether_the_target_was_reached(built, tuning, said):
     full = {"target": 0.95, "queries": 9, "source": "q"} | tuning
-    first = next(describe_tuning(replace(Manifest.read(built), tuning=full)))
+    first = next(describe_tuning(replace(Manifest.read(built), tuning=full, search={"nprobe": 2})))
     assert first == f"recall@10 {tuning['recall']:.3f} over 9 q, those it was tuned with, which flatters it, {said}"
 
 
@@ -134,8 +134,46 @@ def test_a_target_out_of_reach_takes_the_best_there_is(store, queries):
 
 @pytest.mark.parametrize("factory", ["Flat", "SQ8", "PQ8x4"])
 def test_types_that_look_at_every_vector_have_nothing_to_tune(store, queries, factory):
-    tuned = tune(train_index(factory, store), queries)
+    index = train_index(factory, store)
+    tuned = tune(index, queries)
     assert (tuned.parameters, tuned.curve) == ({}, [])
+    assert tuned.recall == tuned.lower == queries.recall(index) and tuned.measured_by == len(queries)
+    assert tuned.is_reached == (tuned.recall >= 0.95) == (factory != "PQ8x4")
+
+
+@pytest.mark.parametrize("factory", ["PCA4,Flat", "PQ4x4fs", "PQ4x4"])
+def test_a_type_without_parameters_that_misses_the_recall_is_said_by_every_command(
+    embedder, new_catalog, tmp_path, capsys, monkeypatch, factory
+):
+    monkeypatch.setattr(fanoise.embedder.Embedder, "from_pretrained", lambda *args, **kwargs: embedder)
+    index = tmp_path / "index"
+    rest = ["--no-progress"]
+    commands = [
+        [
+            "build",
+            "--embedder",
+            "run",
+            "--catalog",
+            str(new_catalog()),
+            "--out",
+            str(index),
+            "--factory",
+            factory,
+            *rest,
+        ],
+        ["add", "--index", str(index), "--catalog", str(new_catalog(2, name="a", images=0)), "--replace", *rest],
+        ["compact", "--index", str(index)],
+        ["info", "--index", str(index)],
+    ]
+    for command in commands:
+        assert main(command) == 0
+        tuning = Manifest.read(index).tuning
+        assert tuning["recall"] < 0.9
+        said = f"target 0.95, which was not reached: {factory} has nothing to look further with"
+        [line] = [line for line in capsys.readouterr().out.splitlines() if said in line]
+        assert line.startswith(f"recall@10 {tuning['recall']:.3f} over {tuning['queries']} {tuning['source']}, target")
+    assert main([*commands[0][:-2], "SQ8", *rest]) == 0
+    assert "not reached" not in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("recall", [0, -1, 1.01, float("nan")])
