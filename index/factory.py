@@ -10,7 +10,7 @@ import numpy as np
 
 from fanoise.errors import InputError
 from index.devices import fits_gpus
-from index.faiss_file import check_types, empty_index, faiss_reason, parts, reserve
+from index.faiss_file import check_transforms, check_types, empty_index, faiss_reason, parts, reserve
 from index.memory import free_memory, index_memory
 from index.store import PRECISIONS, Precision, VectorStore
 from index.tuning import RECALL
@@ -41,9 +41,11 @@ class Choice:
 
 
 def check_factory(factory: str, dim: int) -> None:
-    """Raise InputError, before hours of encoding, for a string that FAISS or we do not know."""
+    """Raise InputError, before hours of encoding, for a string that FAISS or we do not know, or that cannot be made."""
     if factory != "auto":
-        check_types(empty_index(factory, dim), factory)
+        index = empty_index(factory, dim)
+        check_types(index, factory)
+        check_transforms(index, factory)
 
 
 def choose_factory(

@@ -58,13 +58,15 @@ _WORDS = frozenset(
     "fs fsr k norm np signed x".split()
 )
 """Of factory strings for these types. What others allocate follows rules of their own, which are not checked here."""
-_NUMBER = re.compile(r"(IVF|x|)(\d+)([kM]?)")
+_NUMBER = re.compile(r"(IVF|HNSW|x|)(\d+)([kM]?)")
 _FACTORS = {"": 1, "k": 1 << 10, "M": 1 << 20}
 _MOST_LISTS = 1 << 22
 _MOST_BITS = 12
 """Of a product code: a table of 2^bits lines is made with the empty index."""
 _LEAST_MOST = 1024
 """What other numbers of a factory string may be for the smallest vectors: links, codes, dimensions, lines at once."""
+_LEAST_LINKS = 2
+"""Of a graph: with fewer, as with a number 0 anywhere, FAISS ends the process, or fails once it is trained."""
 _NAMES_IN_FILES = {"IndexFlat": "IndexFlatIP", "OPQMatrix": "LinearTransform"}
 """What the types become that FAISS does not keep apart in a file."""
 _HEADER = struct.Struct("<4siq")  # which kind, d, ntotal
@@ -131,7 +133,7 @@ def empty_index(factory: str, dim: int) -> faiss.Index:
 
 
 def _check_size(factory: str, dim: int) -> None:
-    """Raise InputError for what would exhaust the memory, or the stack, before FAISS refuses it."""
+    """Raise InputError for what would exhaust the memory or the stack, or end the process, before FAISS refuses it."""
     if len(factory) > LONGEST_FACTORY:
         raise InputError(f"factory {factory[:20]!r}… has {len(factory)} characters; {LONGEST_FACTORY} is the most")
     lists = 0
@@ -143,6 +145,9 @@ def _check_size(factory: str, dim: int) -> None:
             raise InputError(
                 f"factory {factory!r} asks for {before}{digits}{factor} where {before}{most} is the most for dim {dim}"
             )
+        least = _LEAST_LINKS if before == "HNSW" else 1
+        if number < least:
+            raise InputError(f"factory {factory!r} asks for {before}{digits} where {before}{least} is the least")
 
 
 def named_index(factory: str, dim: int) -> faiss.Index:
@@ -205,6 +210,21 @@ def check_types(index: faiss.Index, factory: str) -> None:
             f"factory {factory!r} makes a {unknown}, which is not supported; use flat, IVF (with flat, PQ, SQ or "
             "RaBitQ), HNSW, PQ, SQ or RaBitQ, behind OPQ or PCA and before RFlat where wanted"
         )
+
+
+def check_transforms(index: faiss.Index, factory: str) -> None:
+    """Raise InputError for a transform, at any depth, that FAISS would refuse to train."""
+    index = faiss.downcast_index(index)
+    if isinstance(index, faiss.IndexPreTransform):
+        for i in range(index.chain.size()):
+            transform = faiss.downcast_VectorTransform(index.chain.at(i))
+            if isinstance(transform, faiss.PCAMatrix) and transform.d_out > transform.d_in:
+                raise InputError(
+                    f"factory {factory!r} asks PCA for {transform.d_out} dimensions of {transform.d_in}, and it can "
+                    f"only make fewer: write {transform.d_in} at most"
+                )
+    for part, _ in parts(index):
+        check_transforms(part, factory)
 
 
 def unexpected_parts(index: faiss.Index) -> Iterator[str]:

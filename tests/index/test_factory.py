@@ -142,6 +142,9 @@ def test_the_measured_overlap_is_in_the_manifest(embedder, new_catalog, tmp_path
         ("IVF4_NSG8,Flat", "makes a IndexNSGFlat"),
         ("Pad32,Flat", "makes a RemapDimensionsTransform"),
         ("RQ2x4,RFlat", "makes a IndexResidualQuantizer"),
+        ("PCA17,Flat", "asks PCA for 17 dimensions of 16, and it can only make fewer: write 16 at most"),
+        ("IVF4(PCAR32,Flat),SQ8,RFlat", "asks PCA for 32 dimensions of 16"),
+        ("PCA8,PCA9,IVF4,Flat", "asks PCA for 9 dimensions of 8"),
     ],
 )
 def test_a_factory_whose_index_would_not_be_read_is_refused_at_once(factory, message):
@@ -169,6 +172,33 @@ def test_a_factory_that_no_manifest_may_name_is_refused_at_once(factory, monkeyp
     monkeypatch.setattr("faiss.index_factory", None)
     with pytest.raises(InputError, match="is the most"):
         check_factory(factory, 128)
+
+
+@pytest.mark.parametrize(
+    ("factory", "least"),
+    [
+        ("IVF0,Flat", "IVF0 where IVF1"),
+        ("IVF0k,Flat", "IVF0 where IVF1"),
+        ("IVF4(IVF0,Flat),PQ4", "IVF0 where IVF1"),
+        ("PCA0,Flat", "0 where 1"),
+        ("OPQ4_0,PQ4", "0 where 1"),
+        ("PQ4x0", "x0 where x1"),
+        ("HNSW0", "HNSW0 where HNSW2"),
+        ("IVF4_HNSW1,Flat", "HNSW1 where HNSW2"),
+    ],
+)
+def test_a_factory_of_none_of_something_never_comes_to_faiss(factory, least, monkeypatch):
+    """Where it would end the process, or be refused once all is encoded."""
+    monkeypatch.setattr("faiss.index_factory", None)
+    with pytest.raises(InputError, match=f"asks for {least} is the least"):
+        check_factory(factory, 128)
+
+
+@pytest.mark.parametrize("factory", ["PCA16,Flat", "OPQ4_32,PQ4x4", "RR32,Flat", "HNSW2", "IVF1,Flat"])
+def test_what_looks_like_one_of_these_is_made(factory):
+    check_factory(factory, 16)
+    vectors = VectorStore(unit_rows(700))
+    assert train_index(factory, vectors).ntotal == 700
 
 
 def test_a_factory_of_more_lists_than_the_memory_holds_is_refused(monkeypatch):
