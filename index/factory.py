@@ -10,7 +10,7 @@ import numpy as np
 
 from fanoise.errors import InputError
 from index.devices import fits_gpus
-from index.faiss_file import check_transforms, check_types, empty_index, faiss_reason, parts, reserve
+from index.faiss_file import check_trainable, check_types, empty_index, faiss_reason, parts, reserve, transforms
 from index.memory import free_memory, index_memory
 from index.store import PRECISIONS, Precision, VectorStore
 from index.tuning import RECALL
@@ -28,6 +28,8 @@ _BYTES_RECALL = 0.97
 _TRAINING_ROWS = 65_536
 """As many as FAISS makes use of for 256 codes."""
 _TRAINING_ROWS_A_CLUSTER = 64
+_OPQ_BITS = 8
+"""Of a code that OPQ is trained with, whatever the one after it has."""
 _LEAST_ROWS_A_CLUSTER = 39
 """FAISS's own limits are 39, below which it warns, and 256, above which it leaves rows out."""
 
@@ -45,7 +47,7 @@ def check_factory(factory: str, dim: int) -> None:
     if factory != "auto":
         index = empty_index(factory, dim)
         check_types(index, factory)
-        check_transforms(index, factory)
+        check_trainable(index, factory)
 
 
 def choose_factory(
@@ -77,7 +79,7 @@ def choose_factory(
             raise InputError(
                 _too_large(f"factory {factory!r} needs", need, free, count, dim) + ", or use --factory auto"
             )
-        return Choice(factory, "as asked for")
+        return Choice(factory, "as asked for" + _rows_short(factory, count, dim))
     too_large: list[tuple[str, int]] = []
     for name, why in chain(_for_gpus(count, dim, precision, recall), _candidates(count, dim, precision, recall)):
         need = memory_to_build(name, count, dim)
@@ -104,6 +106,7 @@ def train_index(factory: str, vectors: VectorStore, *, seed: int = 0) -> faiss.I
     """An index of inner products over the rows, labelled by row; trained on a sample. Raises InputError."""
     index = empty_index(factory, vectors.dim)
     _leave_codes_unsorted(index)
+    quantizers = _take_few_rows(index)
     try:
         if not index.is_trained:
             index.train(np.ascontiguousarray(vectors.rows(training_rows(index, len(vectors), seed))))
@@ -113,7 +116,53 @@ def train_index(factory: str, vectors: VectorStore, *, seed: int = 0) -> faiss.I
             f"factory {factory!r} does not suit {len(vectors)} vectors of dim {vectors.dim}: {faiss_reason(error)}; "
             "use --factory auto or one with fewer clusters"
         ) from error
+    for transform, _ in quantizers:
+        transform.pq = None
     return index
+
+
+def _take_few_rows(index: faiss.Index) -> list[tuple[faiss.OPQMatrix, faiss.ProductQuantizer]]:
+    """Let k-means do without FAISS's line on stderr for each part of a code; `_rows_short` says it once.
+
+    Returns: the product quantizers that OPQ is to be trained with, which are to be there until it is.
+    """
+    for settings, _ in _clusterings(index):
+        settings.min_points_per_centroid = 1
+    quantizers = []
+    for transform in _rotations(index):
+        quantizer = faiss.ProductQuantizer(transform.d_out, transform.M, _OPQ_BITS)
+        quantizer.cp.min_points_per_centroid = 1
+        transform.pq = quantizer
+        quantizers.append((transform, quantizer))
+    return quantizers
+
+
+def _rows_short(factory: str, count: int, dim: int) -> str:
+    """How the rows that an index is trained with are few for its clusters, if they are."""
+    index = empty_index(factory, dim)
+    clusters = max(
+        [clusters for _, clusters in _clusterings(index)] + [1 << _OPQ_BITS for _ in _rotations(index)] + [0]
+    )
+    rows, enough = min(count, _wanted_rows(index)), _LEAST_ROWS_A_CLUSTER * clusters
+    return f"; {rows:,} vectors are few to train {clusters:,} clusters, {enough:,} would do" if rows < enough else ""
+
+
+def _clusterings(index: faiss.Index) -> Iterator[tuple[faiss.ClusteringParameters, int]]:
+    """Settings of each k-means within an index, and how many clusters it makes."""
+    index = faiss.downcast_index(index)
+    if isinstance(index, faiss.IndexIVF):
+        yield index.cp, index.nlist
+    if hasattr(index, "pq"):
+        yield index.pq.cp, index.pq.ksub
+    for part, _ in parts(index):
+        yield from _clusterings(part)
+
+
+def _rotations(index: faiss.Index) -> Iterator[faiss.OPQMatrix]:
+    index = faiss.downcast_index(index)
+    yield from (transform for transform in transforms(index) if isinstance(transform, faiss.OPQMatrix))
+    for part, _ in parts(index):
+        yield from _rotations(part)
 
 
 def _leave_codes_unsorted(index: faiss.Index) -> None:

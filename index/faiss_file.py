@@ -212,19 +212,22 @@ def check_types(index: faiss.Index, factory: str) -> None:
         )
 
 
-def check_transforms(index: faiss.Index, factory: str) -> None:
-    """Raise InputError for a transform, at any depth, that FAISS would refuse to train."""
+def check_trainable(index: faiss.Index, factory: str) -> None:
+    """Raise InputError for a part, at any depth, that FAISS would refuse to train."""
     index = faiss.downcast_index(index)
-    if isinstance(index, faiss.IndexPreTransform):
-        for i in range(index.chain.size()):
-            transform = faiss.downcast_VectorTransform(index.chain.at(i))
-            if isinstance(transform, faiss.PCAMatrix) and transform.d_out > transform.d_in:
-                raise InputError(
-                    f"factory {factory!r} asks PCA for {transform.d_out} dimensions of {transform.d_in}, and it can "
-                    f"only make fewer: write {transform.d_in} at most"
-                )
+    for transform in transforms(index):
+        if isinstance(transform, faiss.PCAMatrix) and transform.d_out > transform.d_in:
+            raise InputError(
+                f"factory {factory!r} asks PCA for {transform.d_out} dimensions of {transform.d_in}, and it can only "
+                f"make fewer: write {transform.d_in} at most"
+            )
+    if isinstance(index, faiss.IndexIVF) and index.by_residual and faiss.try_extract_index_ivf(index.quantizer):
+        raise InputError(
+            f"factory {factory!r} has lists find their lists, whose codes are of what is left of a vector then, and "
+            "FAISS cannot train those; use HNSW to find them, such as in IVF65536_HNSW32,SQ8"
+        )
     for part, _ in parts(index):
-        check_transforms(part, factory)
+        check_trainable(part, factory)
 
 
 def unexpected_parts(index: faiss.Index) -> Iterator[str]:
@@ -234,10 +237,7 @@ def unexpected_parts(index: faiss.Index) -> Iterator[str]:
     if name not in INDEX_TYPES:
         yield name
     elif isinstance(index, faiss.IndexPreTransform):
-        for i in range(index.chain.size()):
-            transform = type(faiss.downcast_VectorTransform(index.chain.at(i))).__name__
-            if transform not in TRANSFORMS:
-                yield transform
+        yield from {type(transform).__name__ for transform in transforms(index)} - TRANSFORMS
         yield from unexpected_parts(index.index)
     elif isinstance(index, faiss.IndexRefine):
         yield from unexpected_parts(index.base_index)
@@ -277,6 +277,13 @@ def parts(index: faiss.Index) -> list[tuple[faiss.Index, int]]:
     if isinstance(index, faiss.IndexIVF):
         return [(index.quantizer, index.nlist)]
     return [(index.storage, index.ntotal)] if isinstance(index, faiss.IndexHNSW) else []
+
+
+def transforms(index: faiss.Index) -> list[faiss.VectorTransform]:
+    """What vectors go through before the index within an index."""
+    if not isinstance(index, faiss.IndexPreTransform):
+        return []
+    return [faiss.downcast_VectorTransform(index.chain.at(i)) for i in range(index.chain.size())]
 
 
 def _misfits_of_lists(index: faiss.IndexIVF) -> Iterator[str]:
@@ -323,10 +330,8 @@ def _layout(index: faiss.Index) -> Iterator[str]:
     if hasattr(index, "rabitq"):
         sizes.append(f"{index.rabitq.nb_bits} bits")
     yield f"{_name_in_file(index)} ({', '.join(sizes)})"
-    if isinstance(index, faiss.IndexPreTransform):
-        for i in range(index.chain.size()):
-            transform = faiss.downcast_VectorTransform(index.chain.at(i))
-            yield f"{_name_in_file(transform)} (dim {transform.d_in} to {transform.d_out})"
+    for transform in transforms(index):
+        yield f"{_name_in_file(transform)} (dim {transform.d_in} to {transform.d_out})"
     for part, _ in parts(index):
         yield from _layout(part)
 

@@ -34,6 +34,8 @@ def describe_build(folder: Path, built: Built, seconds: float) -> str:
         ledger = manifest.generation_in(folder) / REJECTS
         lines.append(f"Rejected {_count(manifest.rejected, 'row')}, listed in {ledger}:")
         lines += _reasons(kinds_of(ledger))
+    if manifest.tuning:
+        lines.append(f"FAISS {manifest.factory}, {manifest.factory_reason}")
     lines += describe_tuning(manifest)
     return "\n".join(lines)
 

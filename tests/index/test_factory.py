@@ -4,9 +4,10 @@ import pytest
 
 import index.devices
 from fanoise.errors import InputError
-from index.build import build_index
+from index.build import Built, build_index
 from index.factory import check_factory, choose_factory, memory_to_build, train_index
 from index.faiss_file import parts
+from index.report import describe_build
 from index.store import VectorStore
 
 GB = 10**9
@@ -129,6 +130,9 @@ def test_the_measured_overlap_is_in_the_manifest(embedder, new_catalog, tmp_path
         embedder, new_catalog(n=120), tmp_path / "index", factory="IVF4,Flat", recall=0.5, progress=False
     )
     assert manifest.factory == "IVF4,Flat"
+    built = Built(manifest=manifest)
+    said = "\nFAISS IVF4,Flat, as asked for; 120 vectors are few to train 4 clusters, 156 would do\nrecall@10 "
+    assert said in describe_build(tmp_path / "index", built, 1.0)
     assert 0.2 < manifest.ann_overlap < 1.0
     file = manifest.generation_in(tmp_path / "index") / "index.faiss"
     assert isinstance(faiss.read_index(str(file)), faiss.IndexIVFFlat)
@@ -144,6 +148,8 @@ def test_the_measured_overlap_is_in_the_manifest(embedder, new_catalog, tmp_path
         ("RQ2x4,RFlat", "makes a IndexResidualQuantizer"),
         ("PCA17,Flat", "asks PCA for 17 dimensions of 16, and it can only make fewer: write 16 at most"),
         ("IVF4(PCAR32,Flat),SQ8,RFlat", "asks PCA for 32 dimensions of 16"),
+        ("IVF4(IVF2,Flat),SQ8", "has lists find their lists"),
+        ("PCA8,IVF4(PCA4,IVF2,Flat),PQ4x4,RFlat", "has lists find their lists"),
         ("PCA8,PCA9,IVF4,Flat", "asks PCA for 9 dimensions of 8"),
     ],
 )
@@ -160,6 +166,18 @@ def test_an_unknown_factory_is_refused_before_anything_is_encoded(embedder, new_
     assert "\n" not in str(caught.value)
     assert ".cpp" not in str(caught.value)
     assert embedder.module.batches == []
+
+
+@pytest.mark.parametrize(
+    ("factory", "clusters"),
+    [("PQ2", 256), ("OPQ2,IVF16,PQ2x4", 256), ("IVF16_HNSW4,PQ2x4,RFlat", 16), ("IVF16(PQ2x4),Flat,Refine(PQ4x5)", 32)],
+)
+def test_few_rows_for_clusters_are_said_once_and_not_by_faiss(capfd, factory, clusters):
+    train_index(factory, VectorStore(unit_rows(400)))
+    assert capfd.readouterr() == ("", "")
+    few = f"; 400 vectors are few to train {clusters} clusters, {39 * clusters:,} would do"
+    assert choose_factory(factory, 400, 16, free=AMPLE).reason == "as asked for" + few
+    assert choose_factory(factory, 39 * clusters, 16, free=AMPLE).reason == "as asked for"
 
 
 def test_more_clusters_than_vectors_is_one_clear_line():
@@ -194,7 +212,9 @@ def test_a_factory_of_none_of_something_never_comes_to_faiss(factory, least, mon
         check_factory(factory, 128)
 
 
-@pytest.mark.parametrize("factory", ["PCA16,Flat", "OPQ4_32,PQ4x4", "RR32,Flat", "HNSW2", "IVF1,Flat"])
+@pytest.mark.parametrize(
+    "factory", ["PCA16,Flat", "OPQ4_32,PQ4x4", "RR32,Flat", "HNSW2", "IVF1,Flat", "IVF4(IVF2,Flat),Flat"]
+)
 def test_what_looks_like_one_of_these_is_made(factory):
     check_factory(factory, 16)
     vectors = VectorStore(unit_rows(700))
