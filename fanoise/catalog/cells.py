@@ -15,6 +15,8 @@ from fanoise.catalog.urls import RemoteImage
 from fanoise.images import ImageSource
 from fanoise.values import is_missing
 
+LEADS_OUT = "leads out of the catalogue's folder; if it may, say so with --allow-outside"
+NO_URLS = "URLs are not fetched; allow it with --allow-urls, or fetch the images first"
 _SCHEME = re.compile(r"([a-z][a-z0-9+.-]+)://", re.IGNORECASE)  # two letters at least: C:// is a drive
 _DATA_URL = re.compile(r"data:[^,]*,", re.IGNORECASE)
 # base64 of how JPEG, PNG, GIF, WebP and both kinds of TIFF begin
@@ -81,7 +83,7 @@ class ImageCells:
             if scheme.lower() not in ("http", "https"):
                 raise Fault(content, f"{scheme}:// is not supported; fetch the images and name their paths")
             if not self._allow_urls:
-                raise Fault(content, "URLs are not fetched; allow it with --allow-urls, or fetch the images first")
+                raise Fault(content, NO_URLS)
             return RemoteImage(content.strip())
         return self._read_path(content)
 
@@ -92,7 +94,7 @@ class ImageCells:
         # without "..", so that what is opened is what was checked, whatever is a link on the way
         path = os.path.normpath(cell)
         if not os.path.normpath(self._real / path).startswith(self._inside):
-            raise Fault(cell, "leads out of the catalogue's folder; if it may, say so with --allow-outside")
+            raise Fault(cell, LEADS_OUT)
         return self._folder / path
 
 
@@ -105,6 +107,8 @@ def _text_content(cell: str, place: str) -> ImageBytes | str:
         return ImageBytes(urllib.parse.unquote_to_bytes(content), place)
     if "." not in text and (text.startswith(_BASE64_STARTS) or _BASE64.fullmatch(text)):
         return ImageBytes(_decode(text), place)
+    if text.startswith('["'):
+        raise Fault(cell, "a list written as text; give each image a column (--image A --image B), or write JSONL")
     if url_scheme(text) is None and len(cell) > _MOST_PATH:  # which the ledger is not to repeat
         raise Fault(None, f"the image is a text of {len(cell)} characters, neither a path nor base64")
     return cell

@@ -10,6 +10,7 @@ from typing import Any
 from fanoise.catalog.cells import ImageCells, is_empty
 from fanoise.catalog.item import Item
 from fanoise.catalog.rejects import Fault, Rejects
+from fanoise.catalog.tables import listed
 from fanoise.errors import CatalogError
 from fanoise.values import is_missing, spelled
 
@@ -35,9 +36,7 @@ class Columns:
     def check(self, path: str | Path, columns: Iterable[str]) -> None:
         """Raises: CatalogError where a column that was asked for is not among `columns`."""
         columns = tuple(columns)
-        known = ", ".join(columns)
-        if len(columns) == 1 and (sign := next((sign for sign in ";\t|" if sign in columns[0]), None)):
-            known += f" (one column: is {sign!r} what separates them? A .csv has commas, a .tsv tabs)"
+        known = listed(columns)
         wanted: list[str] = []
         if self.text is not None:
             try:

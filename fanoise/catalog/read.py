@@ -18,6 +18,7 @@ from fanoise.catalog.tables import TABLE_SUFFIXES, count_parquet_rows, read_tabl
 from fanoise.catalog.webdataset import SAMPLE_COLUMNS, TAR_SUFFIX, read_shards
 from fanoise.errors import CatalogError
 from fanoise.images import IMAGE_SUFFIXES
+from fanoise.values import is_missing
 
 _PARQUET = ".parquet"
 _PART_SUFFIXES = (_PARQUET, TAR_SUFFIX)
@@ -83,10 +84,10 @@ def read_catalog(
         for item in columns.items(path, number, row, cells, reject):
             if seen is not None:
                 digest = hash(item.id)  # 64 bits; a hit is looked up, so that a collision is no duplicate
-                if digest in seen and (first := _first_row(path, item.id, columns, cells)) != number:
-                    raise CatalogError(
-                        f"{path}: row {number}: id {item.id!r} was already used in row {first}; ids must be unique"
-                    )
+                if digest in seen:
+                    first, other = _first_row(path, item.id, columns, cells)
+                    if first != number:
+                        raise _used_twice(path, item.id, {first: other, number: row})
                 seen.add(digest)
             yield item
     if is_first and not reject.count:
@@ -184,14 +185,26 @@ def _folder_kind(folder: Path) -> str | None:
     return parts[0] if parts else None
 
 
-def _first_row(path: Path, id: str, columns: Columns, cells: ImageCells) -> int:
-    """The number of the first row with an item of this id."""
+def _first_row(path: Path, id: str, columns: Columns, cells: ImageCells) -> tuple[int, dict[str, Any]]:
+    """The first row with an item of this id, and its number."""
     return next(
-        number
+        (number, row)
         for number, row in _open(path, _IGNORE).rows
         for item in columns.items(path, number, row, cells, _IGNORE)
         if item.id == id
     )
+
+
+def _used_twice(path: Path, id: str, rows: dict[int, dict[str, Any]]) -> CatalogError:
+    """
+    Args:
+        rows: the two with this id, by number.
+    """
+    first, second = rows
+    note = "".join(
+        f" (row {number} has no id, its number is it)" for number in rows if is_missing(rows[number].get(ID))
+    )
+    return CatalogError(f"{path}: row {second}: id {id!r} was already used in row {first}{note}; ids must be unique")
 
 
 _IGNORE = Rejects(Path(), lambda *_: None)

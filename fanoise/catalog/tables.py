@@ -3,7 +3,7 @@
 import csv
 import json
 import os
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -81,6 +81,14 @@ def arrow_rows(batch: Any, where: str) -> Iterator[dict[str, Any]]:
         yield from rows
 
 
+def listed(columns: Sequence[str]) -> str:
+    """The names of a table's columns for a message, with what seems to be wrong with them."""
+    names = ", ".join(columns)
+    if len(columns) == 1 and (sign := next((sign for sign in ";\t|" if sign in columns[0]), None)):
+        names += f" (one column: is {sign!r} what separates them? A .csv has commas, a .tsv tabs)"
+    return names
+
+
 @contextmanager
 def _named(path: Path) -> Iterator[None]:
     """Names the table in what goes wrong with its file."""
@@ -123,7 +131,7 @@ def _read_csv(path: Path, delimiter: str = ",") -> Iterator[dict[str, Any]]:
                 raise CatalogError(f"{path}: a column name occurs twice in the header: {', '.join(names)}")
             for number, row in enumerate(reader, start=1):
                 if None in row or None in row.values():
-                    raise CatalogError(f"{path}: row {number}: expected {len(names)} columns ({', '.join(names)})")
+                    raise CatalogError(f"{path}: row {number}: expected {len(names)} columns ({listed(names)})")
                 begin = reader.line_num + 1
                 yield row
         except csv.Error as error:

@@ -232,3 +232,9 @@ def test_a_fault_names_the_cell():
     with pytest.raises(Fault) as fault:
         ImageCells(os.curdir).read("/etc/x.png", "a.csv: row 1")
     assert fault.value.source == "/etc/x.png"
+
+
+def test_a_list_that_is_written_as_text_is_said_to_be_one(tmp_path):
+    (tmp_path / "a.csv").write_text('id,image\nx,"[""a.jpg"",""b.jpg""]"\n')
+    items, [(id, _, reason)] = read(tmp_path / "a.csv")
+    assert (items, id) == ([], "x") and "a list written as text; give each image a column" in reason

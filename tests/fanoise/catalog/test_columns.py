@@ -170,8 +170,9 @@ def test_rows_without_an_id_are_numbered(tmp_path):
 
 
 @pytest.mark.parametrize("text", [None, "title"])
-def test_a_table_with_other_separators_says_so(tmp_path, text):
-    (tmp_path / "a.csv").write_text("id;title;price\n1;mug;2\n")
+@pytest.mark.parametrize("row", ["1;mug;2", "1;mug, red;2"])
+def test_a_table_with_other_separators_says_so(tmp_path, text, row):
+    (tmp_path / "a.csv").write_text(f"id;title;price\n{row}\n")
     with pytest.raises(CatalogError, match=r"id;title;price \(one column: is ';' what separates them\?"):
         list(read_catalog(tmp_path / "a.csv", text=text))
 

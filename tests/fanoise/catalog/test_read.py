@@ -158,8 +158,12 @@ def test_equal_numbers_and_texts_are_equal_ids(tmp_path):
 
 
 def test_an_id_may_not_be_a_number_that_another_row_has(tmp_path):
-    with pytest.raises(CatalogError, match="row 2: id '1' was already used in row 1"):
+    with pytest.raises(
+        CatalogError, match=r"row 2: id '1' was already used in row 1 \(row 1 has no id, its number is it\); ids"
+    ):
         list(read_catalog(raw(tmp_path / "a.jsonl", '{"text": "x"}\n{"id": "1", "text": "x"}\n')))
+    with pytest.raises(CatalogError, match=r"row 2: id '2' was already used in row 1 \(row 2 has no id"):
+        list(read_catalog(raw(tmp_path / "a.jsonl", '{"id": "2", "text": "x"}\n{"text": "x"}\n')))
 
 
 def test_the_ids_of_several_parts_are_one_set(tmp_path):
