@@ -12,7 +12,7 @@ from fanoise.errors import printable as _plain
 from index.build import Built
 from index.encoding.assemble import DUPLICATE_OF
 from index.encoding.intake import Taken
-from index.encoding.rejects import Kind, Reject, kinds_of
+from index.encoding.rejects import Kind, Reject, images_hint, kinds_of
 from index.held_out import SAMPLED_ROWS
 from index.items import field_names
 from index.manifest import ITEMS, REBUILD, REJECTS, THUMBNAILS, Manifest
@@ -33,7 +33,7 @@ def describe_build(folder: Path, built: Built, seconds: float) -> str:
     if manifest.rejected:
         ledger = manifest.generation_in(folder) / REJECTS
         lines.append(f"Rejected {_count(manifest.rejected, 'row')}, listed in {ledger}:")
-        lines += _reasons(kinds_of(ledger))
+        lines += _reasons(kinds_of(ledger), built)
     if manifest.tuning:
         lines.append(f"FAISS {manifest.factory}, {manifest.factory_reason}")
     lines += describe_tuning(manifest)
@@ -62,14 +62,16 @@ def _taken(taken: Taken) -> Iterator[str]:
         yield f"Near-duplicates of images: {', '.join(parts)}"
 
 
-def _reasons(kinds: Sequence[Kind]) -> list[str]:
-    """A line for each of the most frequent kinds of rejects."""
+def _reasons(kinds: Sequence[Kind], taken: Taken) -> list[str]:
+    """A line for each of the most frequent kinds of rejects, and what may be the cause of one."""
     lines = [
         f"  {kind.count:,} × {_plain(kind.reason)}, {'such as ' * (kind.count > 1)}{_name(kind.first)}"
         for kind in kinds[:_SHOWN_KINDS]
     ]
     rest = sum(kind.count for kind in kinds[_SHOWN_KINDS:])
-    return lines + [f"  {rest:,} for other reasons"] * bool(rest)
+    lines += [f"  {rest:,} for other reasons"] * bool(rest)
+    hint = images_hint(kinds, taken.encoded + taken.reused)
+    return lines + [f"  {hint}"] * bool(hint)
 
 
 def describe_change(folder: Path, command: str, change: Change, seconds: float) -> str:
@@ -92,7 +94,7 @@ def describe_change(folder: Path, command: str, change: Change, seconds: float) 
     if change.rejected:
         ledger = manifest.generation_in(folder) / REJECTS
         lines.append(f"Rejected {_count(change.rejected, 'row')}, listed at the end of {ledger}:")
-        lines += _reasons(kinds_of(ledger, last=change.rejected))
+        lines += _reasons(kinds_of(ledger, last=change.rejected), change)
     lines += [f"note: {_plain(note)}" for note in change.notes]
     if command != "delete" and _missed(manifest):
         lines += islice(describe_tuning(manifest), 1)

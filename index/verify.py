@@ -9,10 +9,11 @@ import numpy as np
 from tqdm import tqdm
 
 from fanoise.catalog import Item
+from fanoise.catalog.cells import LEADS_OUT, NO_URLS
 from fanoise.errors import ArtifactError, FANoiseError, ImageError
 from fanoise.storage import sha256_file
 from index.agreement import agreement_faults
-from index.encoding.cut import referenced_rows
+from index.encoding.cut import NotAllowedError, referenced_rows
 from index.encoding.rejects import Reject
 from index.exact import search_exact
 from index.items import printable_text
@@ -49,7 +50,8 @@ def verify_index(
             manifest names, and to compare with their vectors.
         allow_outside, allow_urls: as in `read_catalog`, for these catalogues; what the build's was allowed is not
             passed on, so that no index can have this machine read or fetch what its user did not allow.
-    Raises: InputError if `path` is no index at all.
+    Raises: InputError if `path` is no index at all; NotAllowedError where nothing is wrong so far, and encoding again
+        needs one of these.
     """
     path = Path(path)
     permissions = {"allow_outside": allow_outside, "allow_urls": allow_urls}
@@ -58,8 +60,13 @@ def verify_index(
             manifest = Manifest.read(path)
         except ArtifactError as error:
             return [str(error)]
+        faults: list[str] = []
         try:
-            faults = list(_faults(path, manifest, embedder, reencode, permissions, progress))
+            faults.extend(_faults(path, manifest, embedder, reencode, permissions, progress))
+        except NotAllowedError as error:
+            if not faults:
+                raise
+            faults.append(str(error))
         except FileNotFoundError:
             if Manifest.read(path) == manifest:
                 raise
@@ -148,6 +155,8 @@ def _encoding_faults(
     wanted = {index.ids[row]: int(row) for row in rows}
     try:
         items = _find_items(index, set(wanted), permissions)
+    except NotAllowedError:
+        raise
     except (FANoiseError, OSError) as error:
         yield f"nothing can be encoded again: {error}"
         return
@@ -160,12 +169,14 @@ def _encoding_faults(
 
 
 def _encode_again(index: Index, embedder: "Embedder", row: int, item: Item | Reject) -> str | None:
-    """What is wrong with a row's vector, if anything.
+    """What is wrong with a row's vector, if anything. Raises: NotAllowedError.
 
     The tolerance is that of encoding, and what rounding to the stored precision costs. Truncation leaves only a share
     of the vector's square, in which what differs weighs the more.
     """
     if isinstance(item, Reject):
+        if item.reason in (LEADS_OUT, NO_URLS):
+            raise NotAllowedError(f"{index.folder}: {item.path!r}, of id {item.id!r}, {item.reason}")
         return item.reason
     try:
         full = embedder.encode([item], role="item", batch_size=1)

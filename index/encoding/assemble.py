@@ -17,7 +17,7 @@ from tqdm import tqdm
 from fanoise.errors import CatalogError, ImageError
 from fanoise.images import open_image
 from index.encoding.near_duplicates import SIGNATURE_BYTES, first_of_each, is_same_picture
-from index.encoding.rejects import Reject, kinds_of, read_rejects, write_rejects
+from index.encoding.rejects import Reject, images_hint, kinds_of, read_rejects, write_rejects
 from index.items import SIGNATURE
 from index.join import join_items
 from index.manifest import ITEMS, REJECTS, VECTORS
@@ -179,5 +179,7 @@ def _check_rejects(ledger: Path, count: int, rejected: int, most: float) -> None
         else f"nothing to index: all {rejected} rows were rejected"
     )
     first = next(iter(read_rejects(ledger)))
-    reasons = "; ".join(f"{kind.count}× {kind.reason}" for kind in kinds_of(ledger)[:_SHOWN_REASONS])
-    raise CatalogError(f"{what}, the first being {first}; by reason: {reasons}")
+    kinds = kinds_of(ledger)
+    reasons = [f"{kind.count}× {kind.reason}" for kind in kinds[:_SHOWN_REASONS]]
+    reasons += filter(None, [images_hint(kinds, count)])
+    raise CatalogError(f"{what}, the first being {first}; by reason: {'; '.join(reasons)}")

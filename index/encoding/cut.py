@@ -21,6 +21,10 @@ _VALUE_BYTES = 8
 """Of a number, or of where a text is."""
 
 
+class NotAllowedError(CatalogError):
+    """A catalogue reaches further than the user of this machine has allowed."""
+
+
 @dataclass(frozen=True)
 class Shard:
     number: int
@@ -54,7 +58,7 @@ def referenced_rows(ref: CatalogRef, index: Path, *, allow_outside: bool, allow_
         allow_outside, allow_urls: as in `read_catalog`. What the manifest says of them does not count: it may be a
             stranger's. For the same reason a folder of images outside the catalogue's needs `allow_outside`, and
             options that say nothing of where images are, of a later version or made up, are left aside.
-    Raises: CatalogError for such a folder without it.
+    Raises: NotAllowedError for such a folder without it.
     """
     catalog = index / ref.path
     reading: dict[str, Any] = {"allow_outside": allow_outside, "allow_urls": allow_urls}
@@ -63,7 +67,7 @@ def referenced_rows(ref: CatalogRef, index: Path, *, allow_outside: bool, allow_
     if "images" in ref.options:
         images = reading["images"] = index / ref.options["images"]
         if not allow_outside and not images.resolve().is_relative_to(catalog_root(catalog).resolve()):
-            raise CatalogError(
+            raise NotAllowedError(
                 f"{index}: its manifest reads images in {images.resolve()}, outside the folder of catalogue "
                 f"{ref.name}; if it may, say so with --allow-outside"
             )

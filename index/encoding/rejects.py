@@ -62,3 +62,9 @@ def kinds_of(path: Path, *, last: int | None = None) -> list[Kind]:
         Kind(reason if reason in varied else first[reason].reason, count, first[reason])
         for reason, count in counts.most_common()
     ]
+
+
+def images_hint(kinds: Iterable[Kind], taken: int) -> str:
+    """Where images are looked for, to be said where more of them are not there than rows were taken; else empty."""
+    missing = sum(kind.count for kind in kinds if kind.reason == "file not found")
+    return "relative image paths start in the catalogue's folder, or where --images FOLDER says" * (missing > taken)

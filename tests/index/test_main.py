@@ -252,8 +252,21 @@ def test_add_with_the_options_of_a_catalogue(built, tmp_path, capsys):
     assert main([*add, *there]) == 0
     assert "Added 1 item" in capsys.readouterr().out
     verify = ["verify", "--index", str(built), "--reencode", "100", "--no-progress"]
-    assert main(verify) == 1 and "--allow-outside" in capsys.readouterr().out
+    assert "--allow-outside" in fails(capsys, *verify)
     assert main([*verify, "--allow-outside"]) == 0
+
+
+def test_where_images_are_looked_for_is_said_if_most_are_not_there(built, new_catalog, tmp_path, capsys):
+    hint = "relative image paths start in the catalogue's folder, or where --images FOLDER says"
+    missing = [{"id": f"m{i}", "text": "a", "image": f"{i}.png", "colour": "red", "price": "1"} for i in range(3)]
+    for texts, is_said in ((2, True), (3, False)):
+        catalog = new_catalog(texts, images=0, name=f"few-{texts}", extra=missing)
+        build = ["build", "--embedder", "run", "--catalog", str(catalog), "--out", str(tmp_path / f"index-{texts}")]
+        for command in (build, ["add", "--index", str(built), "--catalog", str(catalog), "--replace"]):
+            assert main([*command, "--no-progress"]) == 0
+            lines = capsys.readouterr().out.splitlines()
+            assert lines.count(f"  {hint}") == is_said
+            assert any("3 × file not found, such as m0" in line for line in lines)
 
 
 def test_a_template_of_the_build_is_named_where_a_column_is_missing(new_catalog, tmp_path, capsys):

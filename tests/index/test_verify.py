@@ -5,6 +5,7 @@ import pyarrow.parquet as pq
 import pytest
 
 import index.verify
+from fanoise.errors import InputError
 from index.build import build_index
 from index.factory import train_index
 from index.faiss_file import write_index
@@ -210,8 +211,8 @@ def test_encoding_again_reads_the_catalogue_as_the_build_did(embedder, tmp_path)
     draw(tmp_path / "elsewhere" / "1.png", 7)
     catalog.write_text(catalog.read_text().replace("0.png\n", "https://example.org/0.png\n"))
     first, second = verify_index(tmp_path / "index", embedder=embedder, reencode=9, allow_outside=True)
+    assert "id 'd#1', URLs are not fetched" in second
     assert "(id 'a#1') cannot be confirmed: encoded again it has similarity" in first
-    assert "(id 'd#1') cannot be confirmed: URLs are not fetched" in second
 
 
 def test_encoding_again_needs_its_own_permissions(embedder, tmp_path):
@@ -222,17 +223,19 @@ def test_encoding_again_needs_its_own_permissions(embedder, tmp_path):
     catalog.write_text("id,image\na,a.png\nb,../b.png\n")
     build_index(embedder, catalog, folder, allow_outside=True, allow_urls=True, progress=False)
     assert verify_index(folder, embedder=embedder, reencode=9, allow_outside=True) == []
-    (fault,) = verify_index(folder, embedder=embedder, reencode=9)
-    assert "(id 'b') cannot be confirmed: leads out of" in fault and "--allow-outside" in fault
+    with pytest.raises(InputError, match=r"'\.\./b\.png', of id 'b', leads out of .*--allow-outside"):
+        verify_index(folder, embedder=embedder, reencode=9)
     catalog.write_text("id,image\na,a.png\nb,https://localhost/b.png\n")
-    (fault,) = verify_index(folder, embedder=embedder, reencode=9, allow_outside=True)
-    assert "URLs are not fetched" in fault and "--allow-urls" in fault
+    with pytest.raises(InputError, match="of id 'b', URLs are not fetched; allow it with --allow-urls"):
+        verify_index(folder, embedder=embedder, reencode=9, allow_outside=True)
     (fault,) = verify_index(folder, embedder=embedder, reencode=9, allow_urls=True)
     assert "(id 'b') cannot be confirmed" in fault and "URLs are not fetched" not in fault
     manifest = Manifest.read(folder)
     replace(manifest, catalog=replace(manifest.catalog, options={"images": "../private"})).write(folder)
-    (fault,) = verify_index(folder, embedder=embedder, reencode=9, allow_urls=True)
-    assert f"its manifest reads images in {tmp_path / 'private'}, outside the folder of" in fault
+    with pytest.raises(InputError, match=r"its manifest reads images in .*private, outside the folder of"):
+        verify_index(folder, embedder=embedder, reencode=9, allow_urls=True)
+    (folder / "generation-000001" / "rejects.jsonl").write_text("no\n")  # a fault goes before
+    assert len(verify_index(folder, embedder=embedder, reencode=9)) == 1
 
 
 def test_encoding_again_needs_no_option_that_is_unknown(built, embedder):

@@ -146,7 +146,8 @@ def test_nothing_to_index_is_an_error_that_tells_the_reasons(shards_of, assemble
         assembled(shards_of(rows))
     assert str(caught.value) == (
         "nothing to index: all 7 rows were rejected, the first being 'r0' (none-0.png): file not found; "
-        "by reason: 5× file not found; 1× odd; 1× it has neither text nor image"
+        "by reason: 5× file not found; 1× odd; 1× it has neither text nor image; "
+        "relative image paths start in the catalogue's folder, or where --images FOLDER says"
     )
     with pytest.raises(CatalogError, match="no rows"):
         assembled([])
