@@ -14,6 +14,8 @@ from fanoise.errors import CatalogError, one_line
 MAX_CELL = 32 * 2**20
 """Characters in a cell of a CSV file or a line of a JSONL file: room for an image as base64, not for a whole file."""
 _BATCH_ROWS = 128  # of Parquet and Arrow: cells may hold whole images
+_SHORT_LIST = 64
+"""Longer lists of floats are vectors, which nobody looks at and for which this would take four times as long."""
 _BATCH_BYTES = 64 * 2**20
 
 
@@ -72,10 +74,14 @@ def open_arrow(path: Path) -> Any:
 
 
 def arrow_rows(batch: Any, where: str) -> Iterator[dict[str, Any]]:
-    """The rows of an Arrow record batch, few at a time. Raises: CatalogError for values that Python cannot hold."""
+    """The rows of an Arrow record batch, few at a time.
+
+    A float32 becomes the shortest fraction that rounds to it: 19.99, as it was written, not 19.989999771118164.
+    Raises: CatalogError for values that Python cannot hold.
+    """
     for start in range(0, len(batch), _BATCH_ROWS):
         try:
-            rows = batch.slice(start, _BATCH_ROWS).to_pylist()
+            rows = _decimal(batch.slice(start, _BATCH_ROWS)).to_pylist()
         except (ValueError, OverflowError) as error:  # text that is not UTF-8, a date after the year 9999
             raise CatalogError(f"{where}: a value cannot be read ({one_line(error)})") from None
         yield from rows
@@ -87,6 +93,21 @@ def listed(columns: Sequence[str]) -> str:
     if len(columns) == 1 and (sign := next((sign for sign in ";\t|" if sign in columns[0]), None)):
         names += f" (one column: is {sign!r} what separates them? A .csv has commas, a .tsv tabs)"
     return names
+
+
+def _decimal(batch: Any) -> Any:
+    import pyarrow as pa
+
+    for place, column in enumerate(batch.columns):
+        kind = column.type
+        if kind == pa.float32():
+            text, number = pa.string(), pa.float64()
+        elif kind == pa.list_(pa.float32()) and len(column.flatten()) <= _SHORT_LIST * len(column):
+            text, number = pa.list_(pa.string()), pa.list_(pa.float64())
+        else:
+            continue
+        batch = batch.set_column(place, batch.schema.names[place], column.cast(text).cast(number))
+    return batch
 
 
 @contextmanager

@@ -21,6 +21,20 @@ def test_every_kind_of_table_gives_the_same_rows_with_none_for_empty_cells(tmp_p
     assert list(read_rows(path)) == [(1, ROWS[0]), (2, {**ROWS[1], "price": None})]
 
 
+def test_a_float32_is_the_fraction_that_was_written(tmp_path):
+    columns = {
+        "price": pa.array([19.99, None, float("inf"), 1e-10], pa.float32()),
+        "sizes": pa.array([[0.1, 7.5], [], None, [None, 3e38]], pa.list_(pa.float32())),
+        "vector": pa.array([[0.1] * 65] * 4, pa.list_(pa.float32())),
+        "double": pa.array([0.1] * 4),
+    }
+    pq.write_table(pa.table(columns), tmp_path / "a.parquet")
+    rows = [row for _, row in read_rows(tmp_path / "a.parquet")]
+    assert [row["price"] for row in rows] == [19.99, None, float("inf"), 1e-10]
+    assert [row["sizes"] for row in rows] == [[0.1, 7.5], [], None, [None, 3e38]]
+    assert rows[0]["vector"] == columns["vector"][0].as_py() and rows[0]["double"] == 0.1
+
+
 @pytest.mark.parametrize("name", ["a.csv", "a.jsonl"])
 def test_a_byte_order_mark_is_not_part_of_the_first_column(tmp_path, name):
     content = "id,text\nx,y\n" if name.endswith("csv") else '{"id": "x", "text": "y"}\n'
