@@ -77,7 +77,8 @@ def parse_where(pairs: Sequence[str]) -> dict[str, Any]:
     """`["category=shoes", "category=boots", "price>=10"]` as a filter.
 
     `=` repeated on a field means one of the values, `!=` none of them, `*=` all of the texts.
-    Raises: InputError for a pair without an operator, an empty side, or a bound given twice.
+    Raises: InputError for a pair without an operator, an empty side, a bound given twice, or `=>` and `=<`: a value
+        that begins so is taken from Python alone.
     """
     given: dict[str, dict[str, list[str]]] = {}
     for pair in pairs:
@@ -87,6 +88,11 @@ def parse_where(pairs: Sequence[str]) -> dict[str, Any]:
                 f"--where {pair!r}: must be FIELD=VALUE, or with !=, >=, <= or *= (contains), as in category=shoes"
             )
         name, operator, value = match.groups()
+        if operator == "=" and value[0] in "<>":
+            raise InputError(
+                f"--where {pair!r}: '={value[0]}' is no operator; write '{name}{value[0]}={value[1:] or 'VALUE'}', or "
+                f"'{name}*={value}' for text that contains {value!r}"
+            )
         values = given.setdefault(name, {}).setdefault(operator, [])
         if values and operator in (">=", "<="):
             raise InputError(

@@ -1,5 +1,6 @@
 import datetime
 import math
+import re
 
 import numpy as np
 import pytest
@@ -40,6 +41,20 @@ def test_the_first_operator_counts_and_values_may_hold_anything(pair, where):
 def test_a_pair_without_field_operator_or_value_is_refused(pair):
     with pytest.raises(InputError, match="must be FIELD=VALUE, or with !=, >=, <="):
         parse_where([pair])
+
+
+@pytest.mark.parametrize(
+    ("pair", "message"),
+    [
+        ("price=>1", "'=>' is no operator; write 'price>=1', or 'price*=>1' for text that contains '>1'"),
+        ("price=<1", "'=<' is no operator; write 'price<=1', or 'price*=<1' for text that contains '<1'"),
+        ("price=>", "'=>' is no operator; write 'price>=VALUE'"),
+    ],
+)
+def test_a_bound_with_its_signs_swapped_is_refused(pair, message):
+    with pytest.raises(InputError, match=re.escape(f"--where {pair!r}: {message}")):
+        parse_where([pair])
+    assert parse_where(["price*=>1", "name!=>1"]) == {"price": {"contains": ">1"}, "name": {"not": [">1"]}}
 
 
 def test_a_bound_that_is_given_twice_is_refused():
