@@ -1,14 +1,21 @@
 """Which rows meet a filter. A field's type says how its values are compared:
 
-numbers    as numbers: 20, 20.0 and "20" are one price. A text that is no number equals none; as a bound it is an error.
+numbers    as numbers: 20, 20.0 and "20" are one price. A text that is no number equals none; as a bound it is an
+           error.
 flags      true and false, in small or capital letters; they have no order.
-text       letter by letter, in the order of Unicode. But `min` and `max` that are numbers compare numbers where values
-           spell some, as in a CSV; text that spells none meets no such bound.
-others     (dates, objects) by their text, which orders ISO dates rightly.
+times      dates and timestamps, as times (see `index.where.as_time`). A text that is no time equals none; as a bound it
+           is an error. `contains` looks at their text.
+text       letter by letter, in the order of Unicode. But values that spell numbers equal a number: 10 is 10.00, though
+           not 007, a code; `min` and `max` that are numbers compare numbers where values spell some, as in a CSV, and
+           text that spells none meets no such bound. True and false are compared as flags are. For equality é is é in
+           each of its spellings (NFC), and `contains` compares small letters in compatibility form (NFKC, case folded).
+others     (objects, times of day) by their text.
 """
 
 import difflib
+import math
 from collections.abc import Callable, Mapping, Sequence
+from fractions import Fraction
 from functools import cached_property
 from typing import Any, Literal
 
@@ -18,8 +25,11 @@ import pyarrow.compute as pc
 
 from fanoise.errors import InputError
 from fanoise.values import spelled
+from index.texts import composed_texts, folded, folded_texts, spelled_numbers
 from index.where import (
+    NO_NUMBER,
     NO_NUMBERS,
+    NO_TIME,
     Condition,
     Contains,
     In,
@@ -27,13 +37,23 @@ from index.where import (
     Range,
     are_numbers,
     as_number,
+    as_time,
     conditions,
     digits_form,
+    exact_number,
+    no_other,
     unknown_field,
 )
 
-Kind = Literal["number", "flag", "text"]
+Kind = Literal["number", "flag", "time", "text"]
 
+_MICROSECONDS: dict[str, int | Fraction] = {
+    "day": 86_400 * 10**6,
+    "s": 10**6,
+    "ms": 1000,
+    "us": 1,
+    "ns": Fraction(1, 1000),
+}
 _MOST_COMPARED = 20_000
 _MOST_LISTED = 12
 
@@ -121,6 +141,8 @@ class Field:
         """As `FieldFilter.notes`, for one condition."""
         if isinstance(condition, (In, Not)):
             unknown = [value for value in condition.values if not self._equal([value]).any()]
+            if not unknown and not self.mask(condition).any():
+                return [no_other(self.name, map(self._quoted, condition.values))]
             return [f"no item has {self.name} {self._quoted(value)}{self._instead(value)}" for value in unknown]
         said = self._bounds_note(condition) if isinstance(condition, Range) else []
         if said or self.mask(condition).any():
@@ -165,15 +187,26 @@ class Field:
 
     def _equal(self, values: Sequence[str]) -> np.ndarray:
         if self.kind == "text":
-            return _bools(pc.is_in(self.distinct, value_set=pa.array(values, pa.string())))
+            return self._equal_text(values)
         if self.kind == "flag":
-            wanted = [value.lower() == "true" for value in values if value.lower() in ("true", "false")]
-            return _bools(pc.is_in(self.distinct, value_set=pa.array(wanted, pa.bool_())))
-        numbers = [number for value in values if (number := as_number(value)) is not None]
+            return _bools(pc.is_in(self.distinct, value_set=pa.array(_flags(values)).cast(pa.bool_())))
+        numbers = [number for value in values if (number := self._asked(value)) is not None]
         if self._numbers.dtype.kind != "f":  # as whole numbers, since a float would lose digits
             info = np.iinfo(self._numbers.dtype)
             numbers = [int(n) for n in numbers if n == int(n) and info.min <= n <= info.max]
         return np.isin(self._numbers, np.array(numbers, dtype=self._numbers.dtype))
+
+    def _equal_text(self, values: Sequence[str]) -> np.ndarray:
+        chosen = _bools(pc.is_in(self._composed, value_set=composed_texts(pa.array(values, pa.string()))))
+        if flags := _flags(values):
+            chosen |= _bools(pc.is_in(pc.utf8_lower(self.distinct), value_set=pa.array(flags)))
+        numbers = {number for value in values if (number := exact_number(value)) is not None}
+        if numbers and self._numbers is not None:
+            # floats find the few spellings that may be equal; all digits of those decide
+            near = np.flatnonzero(np.isin(self._numbers, [float(number) for number in numbers]))
+            spellings = self.distinct.take(pa.array(near)).to_pylist()
+            chosen[near] |= np.array([exact_number(text) in numbers for text in spellings], dtype=bool)
+        return chosen
 
     def _between(self, condition: Range) -> np.ndarray:
         as_numbers = self._compares_numbers(condition)
@@ -187,23 +220,42 @@ class Field:
                 compare = pc.greater_equal if sign == ">=" else pc.less_equal
                 chosen &= _bools(compare(self.distinct, end))
                 continue
-            number = as_number(end)
+            number = self._asked(end, is_bound=True)
             if number is None:
-                raise self._senseless(sign, end, "numbers; give one, such as 10 or 2.5")
+                raise self._senseless(sign, end, NO_TIME if self.kind == "time" else NO_NUMBER)
+            if isinstance(number, Fraction):  # with which NumPy would compare one value after the other
+                number = math.ceil(number) if sign == ">=" else math.floor(number)
             chosen &= self._numbers >= number if sign == ">=" else self._numbers <= number  # never true of NaN
         return chosen
+
+    def _asked(self, text: str, *, is_bound: bool = False) -> int | float | Fraction | None:
+        """What `_numbers` are compared with for a text; None for one that is no number, or no time."""
+        if self.kind == "time":
+            kind = self.distinct.type
+            is_date = pa.types.is_date(kind)
+            time = as_time(text, "" if is_date else kind.tz or "", is_bound=is_bound)
+            return None if time is None else Fraction(time) / _MICROSECONDS["day" if is_date else kind.unit]
+        return as_number(text)
 
     def _compares_numbers(self, condition: Range) -> bool:
         """Whether the bounds are compared with numbers: in text, too, unless they are none, and some of it is none."""
         return self._numbers is not None and (are_numbers(condition) or self._odd_text is None)
 
     def _containing(self, condition: Contains) -> np.ndarray:
-        if self.kind != "text":
+        if self.kind not in ("text", "time"):
             raise self._senseless("*=", condition.text, f"{self.kind}s, and only text contains text; use =")
-        return _bools(pc.match_substring(self.distinct, condition.text, ignore_case=True))
+        return _bools(pc.match_substring(self._folded, folded(condition.text)))
 
     def _senseless(self, sign: str, value: str, rule: str) -> InputError:
         return InputError(f"where {self.name}{sign}{value}: the field {self.name!r} holds {rule}")
+
+    @cached_property
+    def _composed(self) -> pa.Array:
+        return composed_texts(self.distinct)
+
+    @cached_property
+    def _folded(self) -> pa.Array:
+        return folded_texts(self.distinct if self.kind == "text" else _spelled(self.distinct))
 
     @cached_property
     def _odd_text(self) -> str | None:
@@ -215,23 +267,25 @@ class Field:
 
     @cached_property
     def _numbers(self) -> Any:
-        """The distinct values as numbers, in their order, NaN for text that spells none; None if there are none."""
-        if self.kind == "number":
-            return self.distinct.to_numpy(zero_copy_only=False)
+        """The distinct values as numbers, in their order; times as whole numbers of their unit. NaN for text that
+        spells none; None if there are none.
+        """
         if self.kind == "flag":
             return None
-        spelled_out = [as_number(text) for text in self.distinct.to_pylist()]
-        if all(number is None for number in spelled_out):
-            return None
-        return np.array([np.nan if number is None else number for number in spelled_out], dtype=float)
+        if self.kind == "text":
+            numbers = spelled_numbers(self.distinct)
+            return None if np.isnan(numbers).all() else numbers
+        if self.kind == "time":  # dates have 32 bits
+            return self.distinct.view(f"int{self.distinct.type.bit_width}").cast(pa.int64()).to_numpy()
+        return self.distinct.to_numpy(zero_copy_only=False)
 
     def _quoted(self, value: str) -> str:
         return value if self.kind == "number" and as_number(value) is not None else repr(value)
 
     def _instead(self, value: str) -> str:
         """Near values, or all if they are few, or where numbers lie."""
-        if self.kind == "number":
-            return self._extent(as_numbers=True)
+        if self.kind in ("number", "time"):
+            return self._extent(as_numbers=self.kind == "number")
         known = sorted(map(spelled, self.distinct.slice(0, _MOST_COMPARED).to_pylist()))
         folded = {text.casefold(): text for text in known}
         near = [folded[name] for name in difflib.get_close_matches(value.casefold(), folded, n=3)]
@@ -244,15 +298,15 @@ class Field:
     def _extent(self, *, as_numbers: bool) -> str:
         if not len(self.distinct):
             return "; no item has any"
-        if as_numbers:
+        if as_numbers and self.kind != "time":
             low, high = (spelled(end.item()) for end in (np.nanmin(self._numbers), np.nanmax(self._numbers)))
         else:
-            low, high = (repr(end.as_py()) for end in pc.min_max(self.distinct).values())
+            low, high = (repr(spelled(end.as_py())) for end in pc.min_max(self.distinct).values())
         return f"; they run from {low} to {high}"
 
 
 def _normalised(column: pa.Array) -> tuple[Kind, pa.Array]:
-    """What kind of values these are, and the values as bool, a number type or string, null where missing."""
+    """What kind of values these are, and the values as bool, a number type, a time or string; null where missing."""
     kind = column.type
     if pa.types.is_boolean(kind):
         return "flag", column
@@ -261,9 +315,22 @@ def _normalised(column: pa.Array) -> tuple[Kind, pa.Array]:
     if pa.types.is_floating(kind) or pa.types.is_decimal(kind):
         column = column.cast(pa.float64())
         return "number", pc.if_else(pc.is_nan(column), None, column)
+    if pa.types.is_timestamp(kind):
+        return "time", column
+    if pa.types.is_date(kind):
+        return "time", column.cast(pa.date32())
     if not pa.types.is_string(kind):
-        column = pa.array([None if value is None else spelled(value) for value in column.to_pylist()], pa.string())
+        column = _spelled(column)
     return "text", pc.if_else(pc.equal(column, ""), None, column)
+
+
+def _spelled(column: pa.Array) -> pa.Array:
+    return pa.array([None if value is None else spelled(value) for value in column.to_pylist()], pa.string())
+
+
+def _flags(values: Sequence[str]) -> list[str]:
+    """Those that are true or false, in small letters."""
+    return [value.lower() for value in values if value.lower() in ("true", "false")]
 
 
 def _bools(array: pa.Array) -> np.ndarray:

@@ -18,7 +18,6 @@ Unicode's compatibility form; nothing is stemmed and no word left out, so that i
 
 import re
 import threading
-import unicodedata
 from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, NamedTuple, TypeVar
@@ -33,6 +32,7 @@ from index.exact import first_of_each
 from index.hits import Hit
 from index.items import field_names
 from index.opened import Index
+from index.texts import folded
 
 RRF_CONSTANT = 60
 _LEAST_DEPTH = 100
@@ -166,7 +166,7 @@ class Words:
 
 
 def words(text: str) -> list[str]:
-    return _WORD.findall(unicodedata.normalize("NFKC", text).casefold())
+    return _WORD.findall(folded(text))
 
 
 def documents(pieces: Iterable[pa.Table]) -> Iterator[str]:

@@ -7,7 +7,7 @@
     {"not": value or [...]}      another value than these
     {"min": x, "max": y}         from x to y, both included; either may be left out; text that spells numbers counts as
                                  numbers where the bounds are numbers, and other text meets none then
-    {"contains": "text"}         the text somewhere inside, in small or capital letters
+    {"contains": "text"}         the text somewhere inside, in small or capital letters (Unicode's NFKC, case folded)
 
 or to a list of these, all of which must hold. In a field that holds lists, a condition holds if it holds for one
 member, `not` if none of its values is a member. An item whose value is missing (null, "", NaN, an empty list) meets no
@@ -20,16 +20,21 @@ Values may be given as text, as the command line does: the field's type says how
 import datetime
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from decimal import Decimal, InvalidOperation
 from difflib import get_close_matches
 from typing import Any
+from zoneinfo import ZoneInfo
 
 from fanoise.errors import InputError
 from fanoise.values import spelled
 
 _PAIR = re.compile(r"(.*?)(!=|>=|<=|\*=|=)(.*)", re.DOTALL)
+_CODE = re.compile(r"\s*[+-]?0\d")
+_YEAR_OR_MONTH = re.compile(r"\d{4}(-\d{2})?")
+_EPOCH = datetime.datetime(1970, 1, 1, tzinfo=datetime.UTC)
 _DIGITS = re.compile(r"\d[\d./:T -]*")
 _FORMS = '{"in": [...]}, {"not": [...]}, {"min": x, "max": y} or {"contains": "text"}'
 
@@ -116,7 +121,15 @@ def written_where(where: Mapping[str, Any]) -> list[str]:
     return pairs
 
 
+NO_NUMBER = "numbers; give one, such as 10 or 2.5"
+NO_TIME = "times; give one, such as 2026-01-31 or 2026-01-31T12:00"
 NO_NUMBERS = "holds text that is no number and meets no bound that is one"
+"""What a field holds, where a condition on it makes no sense."""
+
+
+def no_other(name: str, values: Iterable[str]) -> str:
+    """What is to be said of a `not` that no item meets, though each of the values is one that items have."""
+    return f"every item with a value in {name} has {' or '.join(values)}"
 
 
 def are_numbers(bounds: Range) -> bool:
@@ -150,6 +163,41 @@ def as_number(text: str) -> int | float | None:
         with suppress(ValueError):
             return int(text)
     return number if math.isfinite(number) else None
+
+
+def exact_number(text: str) -> Decimal | None:
+    """The number that a text spells, to the last digit; None if it spells none, or a code, which begins with 0: 007."""
+    if as_number(text) is None or _CODE.match(text):
+        return None
+    with suppress(InvalidOperation):  # an exponent of twenty digits
+        return Decimal(text)
+    return None
+
+
+def as_time(text: str, zone: str = "", *, is_bound: bool = False) -> int | None:
+    """The time that a text spells in ISO 8601, in microseconds since 1970; None if it spells none.
+
+    A date alone is its midnight; as a bound, a year or a month alone is its first.
+
+    Args:
+        zone: of a text without an offset, such as Europe/Berlin or +02:00; UTC if empty.
+    """
+    text = text.strip()
+    if is_bound and _YEAR_OR_MONTH.fullmatch(text):
+        text += "-01-01"[len(text) - 4 :]
+    try:
+        time = datetime.datetime.fromisoformat(text)
+    except ValueError:
+        return None
+    if time.tzinfo is None:
+        time = time.replace(tzinfo=_zone(zone))
+    return (time - _EPOCH) // datetime.timedelta(microseconds=1)
+
+
+def _zone(name: str) -> datetime.tzinfo | None:
+    if name.startswith(("+", "-")):
+        return datetime.datetime.fromisoformat(f"1970-01-01T00:00{name}").tzinfo
+    return ZoneInfo(name) if name else datetime.UTC
 
 
 def _from_operators(operators: Mapping[str, list[str]]) -> Any:

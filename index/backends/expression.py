@@ -5,6 +5,7 @@ texts with every character escaped that could end one.
 """
 
 import math
+import unicodedata
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -12,12 +13,26 @@ from fanoise.errors import InputError
 from fanoise.values import spelled
 from index.backends.folding import fold, marked
 from index.backends.layout import Field, Layout, column_of
-from index.where import Condition, Contains, In, Not, Range, are_numbers, as_number, conditions
+from index.texts import composed
+from index.where import (
+    NO_NUMBER,
+    NO_TIME,
+    Condition,
+    Contains,
+    In,
+    Not,
+    Range,
+    are_numbers,
+    as_number,
+    as_time,
+    conditions,
+    exact_number,
+)
 
 NEVER = "row < 0"
 _ESCAPES = str.maketrans({"\\": "\\\\", '"': '\\"', "\n": "\\n", "\r": "\\r", "\t": "\\t"})
-_INT64 = 2**63
-_HOLDS = {"int": "numbers", "float": "numbers", "bool": "flags", "text": "text", "list": "lists"}
+_INT64, _EXACT = 2**63, 2**53
+_HOLDS = {"int": "numbers", "float": "numbers", "bool": "flags", "time": "times", "text": "text", "list": "lists"}
 
 
 def filter_expression(where: Mapping[str, Any] | None, layout: Layout) -> str:
@@ -34,24 +49,77 @@ def filter_expression(where: Mapping[str, Any] | None, layout: Layout) -> str:
 
 def condition_expression(field: Field, condition: Condition) -> str:
     if isinstance(condition, In):
-        return is_in(field, condition.values) or NEVER
+        parts = [_is_in(field, condition.values), *_same_numbers(field, condition.values)]
+        return " or ".join(filter(None, parts)) or NEVER
     if isinstance(condition, Not):
-        found = is_in(field, condition.values)
-        return f"{field.exists} and not ({found})" if found else field.exists
+        found = _is_in(field, condition.values)
+        parts = [field.exists, f"not ({found})" if found else ""]
+        # apart, as nothing is true of a comparison with the number that a text does not spell, its negation neither
+        parts += [f"({_absent(field.number)} or not ({one}))" for one in _same_numbers(field, condition.values)]
+        return " and ".join(filter(None, parts))
     if isinstance(condition, Range):
         return _between(field, condition)
     return _containing(field, condition)
 
 
-def is_in(field: Field, values: Iterable[Any]) -> str:
+def is_group(field: Field, values: Iterable[Any]) -> str:
+    """True where the field is one of these values of `field.compared`, to the letter."""
+    return _equals(field, [_stored(field, value) for value in values])
+
+
+def _is_in(field: Field, values: Iterable[str]) -> str:
     """True where the field equals one of the values as its type spells them; empty where it cannot."""
     if field.kind == "list":
-        members = [_member(field, spelled(value)) for value in values]
-        return " or ".join(f"{field.compared} like {literal('%' + one + '%')}" for one in members if one)
-    literals = list(dict.fromkeys(one for value in values if (one := _literal(field, spelled(value)))))
+        members = dict.fromkeys(form for value in values for one in _forms(value) if (form := _member(field, one)))
+        return " or ".join(f"{field.compared} like {literal('%' + one + '%')}" for one in members)
+    if field.kind != "text":
+        return _equals(field, [one for value in values if (one := _literal(field, value))])
+    parts = [_equals(field, [literal(form) for value in values if value for form in _forms(value)])]
+    flags = dict.fromkeys(value.lower() for value in values if value.lower() in ("true", "false"))
+    return " or ".join(filter(None, [*parts, *(f"{field.folded} == {literal(flag)}" for flag in flags)]))
+
+
+def _same_numbers(field: Field, values: Iterable[str]) -> list[str]:
+    """For each value that is a number, true where a text spells it; codes such as 007 left out as far as LIKE can.
+
+    A number with more digits than a float holds is none here: others would equal it.
+    """
+    if field.kind != "text" or not field.number:
+        return []
+    numbers = [float(number) for value in values if (number := exact_number(value)) is not None]
+    return [
+        f'{field.number} == {number!r} and not ({field.compared} like "{"-" * (number < 0)}{_zeros(number)}%")'
+        for number in dict.fromkeys(numbers)
+        if abs(number) < _EXACT
+    ]
+
+
+def _zeros(number: float) -> str:
+    return "0" if abs(number) >= 1 else "00"  # 0.5 is no code
+
+
+def _absent(place: str) -> str:
+    return f"not (exists {place})" if column_of(place) != place else f"{place} is null"
+
+
+def _equals(field: Field, literals: Iterable[str]) -> str:
+    literals = list(dict.fromkeys(literals))
     if len(literals) > 1 and column_of(field.compared) == field.compared:
         return f"{field.compared} in [{', '.join(literals)}]"
     return " or ".join(f"{field.compared} == {one}" for one in literals)  # Milvus Lite has no `in` for JSON
+
+
+def _forms(text: str) -> list[str]:
+    """The text as it was given, and in the two forms in which letters with marks are typed."""
+    return [text, composed(text), unicodedata.normalize("NFD", text)]
+
+
+def _stored(field: Field, value: Any) -> str:
+    if isinstance(value, str):
+        return literal(value)
+    if isinstance(value, bool):
+        return str(value).lower()
+    return repr(float(value) if field.kind == "float" else value)
 
 
 def literal(text: str) -> str:
@@ -61,10 +129,11 @@ def literal(text: str) -> str:
 
 def _literal(field: Field, text: str) -> str:
     """The value as the field's type spells it; empty for one that the field cannot have."""
-    if field.kind == "text":
-        return literal(text) if text else ""
     if field.kind == "bool":
         return text.lower() if text.lower() in ("true", "false") else ""
+    if field.kind == "time":
+        time = as_time(text, field.zone)
+        return "" if time is None else repr(time)
     number = as_number(text)
     if number is None:
         return ""
@@ -92,12 +161,14 @@ def _between(field: Field, condition: Range) -> str:
         if not field.number or (field.is_mixed and not are_numbers(condition)):
             parts.append(f"{field.compared} {sign} {literal(end)}")
             continue
-        number = as_number(end)
+        is_time = field.kind == "time"
+        number = as_time(end, field.zone, is_bound=True) if is_time else as_number(end)
         if number is None:
-            raise _senseless(field, sign, end, "numbers; give one, such as 10 or 2.5")
+            raise _senseless(field, sign, end, NO_TIME if is_time else NO_NUMBER)
         if field.kind == "int":
             number = max(1 - _INT64, min(_INT64 - 1, rounded(number)))
-        parts.append(f"{field.number} {sign} {number if field.kind == 'int' else float(number)!r}")
+        is_whole = is_time or field.kind == "int"
+        parts.append(f"{field.number} {sign} {number if is_whole else float(number)!r}")
     return " and ".join(parts)
 
 

@@ -15,7 +15,7 @@ from fanoise.errors import ArtifactError
 from index.backends.layout import Layout
 from index.manifest import CatalogRef, EmbedderRef
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 FACTS, ROWS, COMPLETE = "fanoise.facts", "fanoise.rows", "fanoise.complete"
 
 

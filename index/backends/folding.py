@@ -6,7 +6,8 @@ servers undo escapes differ; this works with all.
 """
 
 from collections.abc import Sequence
-from functools import lru_cache
+
+from index.texts import folded
 
 MARK = "\ufdd0"
 """Stands between the members of a list."""
@@ -14,24 +15,10 @@ _SPECIAL = str.maketrans({special: chr(0xFDD1 + i) for i, special in enumerate('
 
 
 def fold(text: str) -> str:
-    """The text with capital letters small, so that equal letters are equal characters.
-
-    A character becomes one character (ß stays ß): the simple folding of Unicode, which pyarrow's substring search uses.
-    """
-    return "".join(map(_fold_character, text)).translate(_SPECIAL) if not text.isascii() else _fold_ascii(text)
+    """`index.texts.folded`, in which equal letters are equal characters."""
+    return folded(text).translate(_SPECIAL)
 
 
 def marked(members: Sequence[str]) -> str | None:
     """The members of a list in one text, each between two marks; None for none."""
     return MARK + MARK.join(member.translate(_SPECIAL) for member in members) + MARK if members else None
-
-
-def _fold_ascii(text: str) -> str:
-    return text.lower().translate(_SPECIAL)
-
-
-@lru_cache(4096)
-def _fold_character(character: str) -> str:
-    folded = character.casefold()
-    lowered = character.lower()
-    return folded if len(folded) == 1 else lowered if len(lowered) == 1 else character

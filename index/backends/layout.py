@@ -7,7 +7,7 @@
     f_NAME      a field: INT64, DOUBLE, BOOL or VARCHAR, as its values are
     c_NAME      its text folded for `contains`, where folding changes anything
     n_NAME      its number, where a text of the field spells one
-    other       JSON: fields of other types (lists, dates, objects), and those for which 64 columns are too few
+    other       JSON: fields of other types (lists, times, objects), and those for which 64 columns are too few
 
 Names of fields are arbitrary and names of columns are not, so the layout records which column is which field's.
 """
@@ -26,9 +26,9 @@ from fanoise.errors import InputError
 from fanoise.values import spelled
 from index.backends.folding import MARK, fold, marked
 from index.items import field_names, json_value
-from index.where import as_number, unknown_field
+from index.where import as_number, as_time, unknown_field
 
-Kind = Literal["int", "float", "bool", "text", "list"]
+Kind = Literal["int", "float", "bool", "time", "text", "list"]
 
 MAX_COLUMNS = 64
 """The most fields that a Milvus server allows in a collection (`proxy.maxFieldNum`)."""
@@ -49,7 +49,8 @@ class Field:
     value: str
     """Place of what a hit shows."""
     compared: str
-    """Place of what `=` compares: `value` itself where that is a number, a flag or a text. Of a list, its members."""
+    """Place of what `=` compares: `value` itself where that is a number, a flag or a text. Of a list, its members; of a
+    time, microseconds since 1970."""
     folded: str = ""
     """Place of the folded text, for `contains`."""
     number: str = ""
@@ -58,6 +59,8 @@ class Field:
     """Whether the members of a list are numbers."""
     is_mixed: bool = False
     """Whether some texts spell numbers, and others do not."""
+    zone: str = ""
+    """Of times."""
 
     @property
     def exists(self) -> str:
@@ -223,6 +226,10 @@ def _put(row: dict[str, Any], field: Field, value: Any) -> None:
         if field.number:
             number = as_number(text) if text else None
             places[field.number] = None if number is None else float(number)
+    elif field.kind == "time":
+        text = None if value is None else spelled(value)
+        places[field.compared] = None if text is None else as_time(text, field.zone)
+        places[field.folded] = None if text is None else fold(text)
     elif field.compared != field.value:
         places[field.compared] = None if value is None else float(value)
     for place, content in places.items():
@@ -252,6 +259,9 @@ def _field(
         return Field(name, "float", own, own, number=own)
     if _is_number(kind):  # decimals are shown with all their digits
         return Field(name, "float", other("v"), other("t"), number=other("t"))
+    if pa.types.is_timestamp(kind) or pa.types.is_date(kind):
+        zone = (pa.types.is_timestamp(kind) and kind.tz) or ""
+        return Field(name, "time", other("v"), other("t"), other("c"), other("t"), zone=zone)
     if not (pa.types.is_string(kind) or pa.types.is_null(kind)):
         return Field(name, "text", other("v"), other("t"), other("c"))
     folded = own if texts.is_folded else other("c") if in_other else f"c_{own[2:]}"

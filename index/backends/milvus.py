@@ -14,13 +14,13 @@ from fanoise.errors import ArtifactError, InputError
 from index.backends.address import Address, parse_address
 from index.backends.base import checked_queries
 from index.backends.client import TIMEOUT_S, connect, milvus_errors
-from index.backends.expression import condition_expression, filter_expression, is_in, literal
+from index.backends.expression import condition_expression, filter_expression, is_group, literal
 from index.backends.facts import COMPLETE, Facts
 from index.backends.layout import Field, value_of
 from index.hits import Hit
 from index.manifest import THUMBNAILS, CatalogRef, EmbedderRef
 from index.thumbnails import is_digest, thumbnail_path
-from index.where import NO_NUMBERS, Condition, Contains, In, Not, Range, are_numbers, conditions
+from index.where import NO_NUMBERS, Condition, Contains, In, Not, Range, are_numbers, conditions, no_other
 
 if TYPE_CHECKING:
     from pymilvus import MilvusClient
@@ -202,7 +202,7 @@ class MilvusBackend:
         while len(best) < k:
             parts = [f"({expression})"] if expression else []
             if groups:
-                parts.append(f"(not ({is_in(field, groups)}) or {field.is_missing})")
+                parts.append(f"(not ({is_group(field, groups)}) or {field.is_missing})")
             if alone:
                 parts.append(f"(id not in [{', '.join(map(literal, alone))}])")
             line = self._search(query[None], limit, " and ".join(parts))[0]
@@ -246,11 +246,10 @@ class MilvusBackend:
                 if isinstance(one, Range) and field.is_mixed and are_numbers(one):
                     notes.append(f"{name} {NO_NUMBERS}")
                 asked = [In((value,)) for value in one.values] if isinstance(one, (In, Not)) else [one]
-                notes += [
-                    f"no item has {_said(name, part)}"
-                    for part in asked
-                    if not self._any(condition_expression(field, part))
-                ]
+                unmet = [part for part in asked if not self._any(condition_expression(field, part))]
+                notes += [f"no item has {_said(name, part)}" for part in unmet]
+                if isinstance(one, Not) and not unmet and not self._any(condition_expression(field, one)):
+                    notes.append(no_other(name, map(repr, one.values)))
         if where and not notes and not self._any(filter_expression(dict(where), self.facts.layout)):
             notes.append("some items meet each condition of the filter, but none meets all")
         return tuple(notes)

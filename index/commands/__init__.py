@@ -49,8 +49,9 @@ def add_where_option(parser: Parser, effect: str) -> None:
         default=[],
         metavar="CONDITION",
         help=f"{effect}: FIELD=VALUE, FIELD!=VALUE, 'FIELD>=VALUE', 'FIELD<=VALUE' or 'FIELD*=PART' (contains); "
-        "repeatable, all must hold, but = repeated on one field means any of the values. A number as bound meets "
-        "what is or spells one; any other bound is compared as text, as suits dates written 2026-01-31",
+        "repeatable, all must hold, but = repeated on one field means any of the values. A number "
+        "meets what is or spells one, a date or time such as 2026-01-31T12:00 what holds times; any other bound is "
+        "compared as text",
     )
 
 

@@ -1,13 +1,14 @@
 """An index whose fields are of every kind, with values that no filter language likes."""
 
 import datetime
-import json
 import math
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from index.build import build_index
@@ -35,16 +36,33 @@ def make_row(i: int) -> dict[str, Any]:
         "like": "yes",
         "fit": ["9", "10", "wide"][i % 3],
         "naïve name": i % 2,
+        "cost": ["10.00", "10", "1e1", "12.50", " 10 ", "n/a", "", None, "007", "7", "-0", "0.50", str(2**60)][i % 13],
+        "active": ["True", "false", "TRUE", "no", None][i % 5],
+        "food": ["café", "cafe\u0301", "STRASSE", "straße", "ＡＢ", "cafe"][i % 6],
+        "dishes": [["café", "x"], ["cafe\u0301"], ["STRASSE"], None][i % 4],
     }
+
+
+TYPED = {
+    "mass": (pa.float32(), lambda i: [19.99, 0.1, None, 7.5][i % 4]),
+    "widths": (pa.list_(pa.float32()), lambda i: [[0.1, 2.0], [19.99], [], None][i % 4]),
+    "day": (pa.date32(), lambda i: datetime.date(2026, 1, 1 + i % 28) if i % 5 else None),
+    "at": (pa.timestamp("ms"), lambda i: datetime.datetime(2026, 1, 1 + i % 28, 12, i % 2) if i % 5 else None),
+    "there": (pa.timestamp("us", "Europe/Berlin"), lambda i: datetime.datetime(1969, 12, 31 - i % 28, 23)),
+}
+"""Fields of which JSON has no type."""
 
 
 @pytest.fixture(scope="session")
 def varied(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """An exact index of 91 items, grouped by `item` on request."""
     folder = tmp_path_factory.mktemp("varied")
-    (folder / "goods.jsonl").write_text("\n".join(json.dumps(make_row(i)) for i in range(COUNT)))
+    rows = pa.Table.from_pylist([make_row(i) for i in range(COUNT)])
+    for name, (kind, value) in TYPED.items():
+        rows = rows.append_column(name, pa.array(map(value, range(COUNT)), kind))
+    pq.write_table(rows, folder / "goods.parquet")
     embedder = InstantEmbedder()
-    build_index(embedder, folder / "goods.jsonl", folder / "index", factory="Flat", progress=False)  # type: ignore[arg-type]
+    build_index(embedder, folder / "goods.parquet", folder / "index", factory="Flat", progress=False)  # type: ignore[arg-type]
     return folder / "index"
 
 

@@ -55,7 +55,7 @@ def test_each_kind_of_field_has_its_places():
     assert places["n"] == ("int", "f_n", "f_n", "", "f_n")
     assert places["w"] == ("float", "f_w", "f_w", "", "f_w")
     assert places["sale"] == ("bool", "f_sale", "f_sale", "", "")
-    assert places["made"] == ("text", 'other["v6"]', 'other["t6"]', 'other["c6"]', "")
+    assert places["made"] == ("time", 'other["v6"]', 'other["t6"]', 'other["c6"]', 'other["t6"]')
     assert places["cost"] == ("float", 'other["v7"]', 'other["t7"]', "", 'other["t7"]')
     assert places["tags"] == ("list", 'other["v8"]', 'other["t8"]', 'other["c8"]', "")
     assert places["id"][1] == "f_id"
