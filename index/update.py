@@ -321,12 +321,11 @@ def _read_items(path: Path, deleted: np.ndarray | None = None) -> Items:
 
 
 def _narrowed(before: pa.Schema, after: pa.Schema) -> list[str]:
-    """What is to be said of fields that have become text, so that filters on them mean something else."""
+    """What is to be said of fields that have become text, so that filters on them may mean something else."""
     old = before.field("fields").type if "fields" in before.names else []
     new = {member.name: member.type for member in (after.field("fields").type if "fields" in after.names else [])}
     return [
-        f"the field {member.name!r} is text now, for the new rows have other values there than {member.type}; filters "
-        "compare it as text"
+        f"the field {member.name!r} is text now, for the new rows have other values there than {member.type}"
         for member in old
         if pa.types.is_string(new[member.name])
         and not (pa.types.is_string(member.type) or pa.types.is_null(member.type))

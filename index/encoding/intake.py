@@ -35,9 +35,9 @@ class Taken:
     """What became of the rows, over all processes and all times that the command was broken off."""
 
     encoded: int = 0
-    """Rows with a vector of their own: made by the model, or, where"""
+    """Rows with a new vector: made by the model, or taken from the catalogue."""
     vectors_given: bool = False
-    """it is so, taken from the catalogue."""
+    """Whether these were taken from the catalogue."""
     encoded_elsewhere: int = 0
     """Of these, before the command was broken off, or by other processes."""
     reused: int = 0
