@@ -23,7 +23,7 @@ def pdf(path: Path, pages: int = 1) -> Path:
 
 
 def test_a_folder_gives_the_items_of_a_table_that_lists_it(tmp_path):
-    names = ["b.PNG", "hats/a b.jpg", "hats/red/x'\n\"y.webp", "zz.tiff"]
+    names = ["b.PNG", "hats/a b.jpg", "hats/red/x'\n\"y.webp", "zy.JFIF", "zy.jpe", "zz.tiff"]
     for name in names:
         raw(tmp_path / "photos" / name, b"never opened here")
     raw(tmp_path / "photos" / "notes.txt", "not an image")
@@ -32,7 +32,7 @@ def test_a_folder_gives_the_items_of_a_table_that_lists_it(tmp_path):
     listed = list(read_catalog(write(tmp_path / "list.csv", rows)))
     found = list(read_catalog(tmp_path / "photos"))
     assert [(item.id, item.text, item.image) for item in found] == [(i.id, i.text, i.image) for i in listed]
-    assert [item.fields for item in found] == [{}, {"category": "hats"}, {"category": "hats/red"}, {}]
+    assert [item.fields for item in found] == [{}, {"category": "hats"}, {"category": "hats/red"}, {}, {}, {}]
 
 
 def test_the_order_is_that_of_the_parts_of_paths(tmp_path):
