@@ -81,7 +81,7 @@ def describe_change(folder: Path, command: str, change: Change, seconds: float) 
         return f"No item matches; {folder} is as it was."
     done = {
         "add": f"Added {_count(change.added, 'item')}"
-        + (f", of which {change.deleted:,} replaced" * bool(change.deleted)),
+        + (f", replacing {_count(change.deleted, 'row')}" * bool(change.deleted)),
         "update": f"Updated {_count(change.added, 'item')}",
         "delete": f"Deleted {_count(change.deleted, 'item')}",
         "compact": f"Removed {_count(change.deleted, 'deleted row')} from the files and made FAISS {manifest.factory}",

@@ -161,7 +161,7 @@ def test_add_update_delete_compact_export(built, tmp_path, capsys):
     done |= {"encoded": 2, "reused": 0, "duplicates": 0, "passed_over": {}}
     assert json.loads(capsys.readouterr().out) == done
     assert main(["add", *index, "--catalog", str(folder / "changed.csv"), "--replace", "--no-progress"]) == 0
-    assert "Added 2 items, of which 2 replaced in " in capsys.readouterr().out
+    assert "Added 2 items, replacing 2 rows in " in capsys.readouterr().out
 
     (tmp_path / "ids.txt").write_text("\ufeffg2\r\n\ng3\n", encoding="utf-8")
     assert main(["delete", *index, "--id", "g4", "--ids-file", str(tmp_path / "ids.txt")]) == 0
