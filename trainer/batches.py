@@ -12,7 +12,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from fanoise.catalog import Item
 from fanoise.embedder import Embedder, Role
-from fanoise.errors import ConfigError, FANoiseError, ImageError, TrainingError, one_line
+from fanoise.errors import ConfigError, FANoiseError, ImageError
 from fanoise.images import open_image
 from fanoise.process import settle_worker
 from trainer.config import RunConfig
@@ -238,7 +238,10 @@ def load_validation(config: RunConfig) -> list[tuple[str, PairTable]]:
 
 
 def step_loader(batches: StepBatches, *, first_step: int, last_step: int, workers: int) -> Iterator[StepBatch]:
-    """Prepare steps ahead of time, in order; what a data worker raises comes out as in this process."""
+    """Prepare steps ahead of time, in order; what a data worker raises comes out as in this process.
+
+    Raises: RuntimeError where one is killed (see `naming_lost_processes`).
+    """
     loader = DataLoader(
         _Guarded(batches),
         batch_size=None,
@@ -248,17 +251,10 @@ def step_loader(batches: StepBatches, *, first_step: int, last_step: int, worker
         multiprocessing_context="fork" if workers else None,  # neither processor nor tables need be pickled
         worker_init_fn=_settle if workers else None,
     )
-    try:
-        for batch in loader:
-            if isinstance(batch, FANoiseError):
-                raise batch
-            yield batch
-    except RuntimeError as error:
-        if not str(error).startswith("DataLoader worker"):
-            raise
-        raise TrainingError(
-            f"a data worker died ({one_line(error)}); it may have run out of memory, lower data.workers"
-        ) from None
+    for batch in loader:
+        if isinstance(batch, FANoiseError):
+            raise batch
+        yield batch
 
 
 class _Guarded(Dataset[StepBatch | FANoiseError]):

@@ -34,6 +34,7 @@ from trainer.checkpoint import (
 from trainer.config import RunConfig
 from trainer.engine import init_process_group, make_engine, resolve_dtype
 from trainer.hub import push
+from trainer.lost_processes import naming_lost_processes
 from trainer.model import add_lora, attach_input_noise, build_embedder, check_backbone, read_base_spec
 from trainer.model_card import model_card
 from trainer.monitors import go_on_with_monitors, same_wandb_run, write_to_monitors
@@ -85,7 +86,8 @@ def train(config: RunConfig) -> Path:
                 print(printable(left_out), file=sys.stderr)
 
         on_first_process(begin)
-        _train_in(run, config, plan, held_out, embedder, device)
+        with naming_lost_processes():
+            _train_in(run, config, plan, held_out, embedder, device)
         if rank() == 0:
             _push(config)
     return run

@@ -14,6 +14,7 @@ from fanoise.embedder import Embedder
 from fanoise.errors import CatalogError, ConfigError, ImageError, TrainingError
 from trainer.batches import BatchPlan, StepBatch, StepBatches, load_plan, step_loader
 from trainer.config import DataConfig, LoraConfig, ModelConfig, RunConfig
+from trainer.lost_processes import naming_lost_processes
 from trainer.pair_columns import PairRow, batch_of_rows
 from trainer.pair_table import PairTable, pair_keys
 from trainer.pairs import Pair, valid_answers
@@ -365,7 +366,10 @@ def test_an_error_in_the_program_keeps_its_traceback():
 
 
 def test_a_worker_that_is_killed_is_one_line_with_a_remedy():
-    with pytest.raises(TrainingError, match=r"a data worker died \(.*\); .*lower data.workers") as caught:
+    with (
+        pytest.raises(TrainingError, match=r"a data worker died \(.*\); .*lower data.workers") as caught,
+        naming_lost_processes(),
+    ):
         first(_Failing(None), 1)
     assert "\n" not in str(caught.value)
 
