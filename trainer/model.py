@@ -64,7 +64,7 @@ def read_base_spec(config: RunConfig) -> EmbedderSpec:
 def add_lora(backbone: Backbone, config: LoraConfig) -> None:
     """Wrap the backbone's model in fresh adapters.
 
-    Raises: ConfigError when `targets` matches nothing, listing what there is.
+    Raises: ConfigError when `targets` matches nothing, or what no embedding depends on, listing what there is.
     """
     import peft
 
@@ -76,10 +76,14 @@ def add_lora(backbone: Backbone, config: LoraConfig) -> None:
         target_modules=config.targets or backbone.lora_targets,
     )
     names = [name for name, module in backbone.model.named_modules() if isinstance(module, nn.Linear)]
+    used = [name for name in names if not name.startswith(backbone.unused_weights)]
     try:
+        for name in set(names) - set(used):
+            if re.fullmatch(settings.target_modules, name):  # DeepSpeed stumbles over a loss without a gradient
+                raise ValueError(f"no embedding depends on {name}")
         backbone.model = peft.get_peft_model(backbone.model, settings)
     except (ValueError, re.error) as error:
-        there = list(dict.fromkeys(re.sub(r"\d+", "N", name) for name in names))
+        there = list(dict.fromkeys(re.sub(r"\d+", "N", name) for name in used))
         more = f" and {len(there) - 24} more" if len(there) > 24 else ""
         raise ConfigError(
             f"lora.targets {settings.target_modules!r} matches no module or cannot be adapted "

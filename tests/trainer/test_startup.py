@@ -115,6 +115,13 @@ def test_lora_targets_without_a_match_list_what_there_is(backbone, targets):
     assert "model.visual.blocks.N.attn.qkv" in message
 
 
+@pytest.mark.parametrize("targets", ["lm_head", r".*(lm_head|layers\.0\.self_attn\.q_proj)"])
+def test_what_no_embedding_depends_on_is_no_lora_target(backbone, targets):
+    with pytest.raises(ConfigError, match=r"cannot be adapted \(no embedding depends on lm_head\)") as error:
+        add_lora(backbone, LoraConfig(targets=targets))
+    assert "lm_head" not in str(error.value).partition("one of: ")[2]
+
+
 def test_dora_adds_a_magnitude_for_every_output(backbone, tiny_base):
     add_lora(backbone, LoraConfig())
     plain = sum(p.numel() for p in backbone.model.parameters() if p.requires_grad)
