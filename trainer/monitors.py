@@ -4,21 +4,43 @@ import csv
 import io
 import os
 import secrets
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from fanoise.storage import write_atomic
+from trainer.log_files import needing_room
 
 CSV_FOLDER = "csv"
 WANDB_FILE = "wandb_run_id"
 
 
-def write_to_monitors(engine: Any, what: str, row: dict[str, Any]) -> None:
-    """All numbers of a row of metrics, as `what/NAME`; for process 0, with at least one monitor."""
+def write_to_monitors(engine: Any, run: Path, what: str, row: dict[str, Any]) -> None:
+    """All numbers of a row of metrics, as `what/NAME`; for process 0, with at least one monitor.
+
+    Raises: TrainingError with a remedy where a file cannot be written; TensorBoard may notice a row late.
+    """
     values = {name: value for name, value in row.items() if name != "step" and isinstance(value, int | float)}
-    engine.monitor.write_events([(f"{what}/{name}", value, row["step"]) for name, value in values.items()])
+    with needing_room(f"a monitor's file in {run}"):
+        engine.monitor.write_events([(f"{what}/{name}", value, row["step"]) for name, value in values.items()])
+
+
+@contextmanager
+def failing_once() -> Iterator[None]:
+    """Within it, a file that TensorBoard's thread cannot write gives no traceback: the next row raises its error."""
+    before = threading.excepthook
+
+    def hook(failure: threading.ExceptHookArgs) -> None:
+        if not (issubclass(failure.exc_type, OSError) and type(failure.thread).__module__.startswith("tensorboard.")):
+            before(failure)
+
+    threading.excepthook = hook
+    try:
+        yield
+    finally:
+        threading.excepthook = before
 
 
 @contextmanager

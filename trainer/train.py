@@ -1,6 +1,5 @@
 """The training loop: one readable function on top of `deepspeed.initialize`."""
 
-import errno
 import json
 import math
 import os
@@ -20,7 +19,7 @@ from tqdm import tqdm
 from fanoise.backbones import load_skeleton
 from fanoise.distributed import rank, world_size
 from fanoise.embedder import Embedder
-from fanoise.errors import ConfigError, TrainingError, one_line, printable
+from fanoise.errors import ConfigError, TrainingError, printable
 from fanoise.storage import write_atomic
 from trainer.batches import BatchPlan, StepBatch, StepBatches, load_plan, load_validation, step_loader
 from trainer.checkpoint import (
@@ -34,10 +33,11 @@ from trainer.checkpoint import (
 from trainer.config import RunConfig
 from trainer.engine import init_process_group, make_engine, resolve_dtype
 from trainer.hub import push
+from trainer.log_files import append, write
 from trainer.lost_processes import naming_lost_processes
 from trainer.model import add_lora, attach_input_noise, build_embedder, check_backbone, read_base_spec
 from trainer.model_card import model_card
-from trainer.monitors import go_on_with_monitors, same_wandb_run, write_to_monitors
+from trainer.monitors import failing_once, go_on_with_monitors, same_wandb_run, write_to_monitors
 from trainer.objective import Objective
 from trainer.outcomes import on_every_process, on_first_process
 from trainer.rejects import RejectShare, broken_pairs, skipped
@@ -143,14 +143,14 @@ def _train_in(
     broken = on_first_process(go_on_with_logs)
     history = History(run, config.validation)
     share = RejectShare(config.data.max_rejects, before=[(config.batch_size, number) for number in broken])
-    with _metrics_file(run, done) as metrics, _progress(config, done) as bar:
+    with _metrics_file(run, done) as metrics, _progress(config, done) as bar, failing_once():
         before = time.perf_counter()
         for batch in [] if history.is_over else loader:
             step = batch.step
             torch.manual_seed(_dropout_seed(config.seed, step))
             if input_noise is not None:
                 input_noise.strength = objective.strength_at(step)
-            _note_rejects(run, batch)
+            note_rejects(run, batch)
             counts = count(batch, device)
             share.add(planned=config.batch_size, broken=counts.broken_pairs)
             if counts.pairs == 0:
@@ -172,11 +172,11 @@ def _train_in(
             row["items_per_s"] = round(2 * counts.pairs / seconds, 1)
             row["tokens_per_s"] = round(counts.tokens / seconds, 1)
             if rank() == 0:
-                write_line(metrics, _json(row))
+                write(metrics, _json(row) + "\n")
                 bar.set_postfix(loss=f"{row['loss']:.3f}", items_per_s=row["items_per_s"], refresh=False)
                 bar.update()
                 if config.monitors:
-                    write_to_monitors(engine, "train", row)
+                    write_to_monitors(engine, run, "train", row)
             if not (math.isfinite(row["loss"]) and math.isfinite(row["grad_norm"])):
                 raise _failure(engine, run, config, plan, row)
             last = step == config.max_steps
@@ -234,7 +234,7 @@ def _validate(
         note = " (best so far)" if history.best is row else ""
         tqdm.write(f"step {step}: {metric} {row[metric]:.3f} on held-out pairs{note}", file=sys.stderr)
         if config.monitors:
-            write_to_monitors(engine, "validation", row)
+            write_to_monitors(engine, run, "validation", row)
         if history.is_over:
             tqdm.write(f"step {step}: stopping, the last {config.validation.patience} brought nothing", file=sys.stderr)
 
@@ -259,27 +259,13 @@ def _json(row: dict[str, Any], indent: int | None = None) -> str:
     return json.dumps(finite, indent=indent, allow_nan=False)
 
 
-def _note_rejects(run: Path, batch: StepBatch) -> None:
+def note_rejects(run: Path, batch: StepBatch) -> None:
     if batch.rejects:
-        with (run / REJECTS_FILE).open("a") as file:
-            file.writelines(json.dumps(reject) + "\n" for reject in batch.rejects)
+        append(run / REJECTS_FILE, "".join(json.dumps(reject) + "\n" for reject in batch.rejects))
 
 
 def _metrics_file(run: Path, done: int) -> FileIO:
-    """Without a buffer, which closing would try to write once more where there was no room."""
     return FileIO(run / METRICS_FILE if rank() == 0 else os.devnull, "a" if done else "w")
-
-
-def write_line(file: FileIO, line: str) -> None:
-    """Raises: TrainingError with a remedy where there is no room."""
-    data = line.encode() + b"\n"
-    try:
-        if file.write(data) != len(data):
-            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-    except OSError as error:
-        raise TrainingError(
-            f"{file.name} cannot be written ({one_line(error)}); make room, and go on by --resume auto"
-        ) from None
 
 
 def _check_processes(config: RunConfig, processes: int) -> None:

@@ -16,6 +16,7 @@ from fanoise.embedder import Embedder, Role
 from fanoise.errors import CatalogError, ImageError
 from fanoise.images import open_image
 from trainer.config import RunConfig, ValidationConfig
+from trainer.log_files import append
 from trainer.outcomes import on_first_process
 from trainer.pair_table import Pair
 from trainer.pairs import valid_answers
@@ -97,10 +98,10 @@ class History:
         return [json.loads(line) for line in text.splitlines()]
 
     def add(self, row: dict[str, Any]) -> None:
+        """Raises: TrainingError with a remedy where the log cannot be written."""
         self.rows.append(row)
         if rank() == 0:
-            with self._file.open("a") as file:
-                file.write(json.dumps(row) + "\n")
+            append(self._file, json.dumps(row) + "\n")
 
     @property
     def best(self) -> dict[str, Any] | None:

@@ -1,12 +1,16 @@
 """Monitors of a run that was killed and resumed."""
 
 import os
+import threading
+from pathlib import Path
 from types import SimpleNamespace
 
+import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch.utils.tensorboard import SummaryWriter
 
-from trainer.monitors import go_on_with_monitors, same_wandb_run, write_to_monitors
+from fanoise.errors import TrainingError
+from trainer.monitors import failing_once, go_on_with_monitors, same_wandb_run, write_to_monitors
 
 
 def engine(csv=None, writer=None) -> SimpleNamespace:
@@ -33,12 +37,50 @@ def test_tensorboard_shows_each_step_of_a_resumed_run_once(tmp_path):
         resumed.monitor.write_events = lambda events, to=writer: [to.add_scalar(*event) for event in events]
         go_on_with_monitors(resumed, tmp_path, done)
         for step in range(done + 1, last + 1):
-            write_to_monitors(resumed, "train", {"step": step, "loss": number + step / 10})
+            write_to_monitors(resumed, tmp_path, "train", {"step": step, "loss": number + step / 10})
         writer.close()
     events = EventAccumulator(str(tmp_path))
     events.Reload()
     found = [(event.step, round(event.value, 3)) for event in events.Scalars("train/loss")]
     assert found == [(1, 0.1), (2, 0.2), (3, 2.3), (4, 2.4), (5, 2.5), (6, 2.6), (7, 3.7)]
+
+
+FULL = r"a monitor's file in .* cannot be written \(No space left on device\); make room, and go on by --resume auto$"
+
+
+def test_a_csv_without_room_stops_with_the_remedy(tmp_path):
+    full = engine()
+    full.monitor.write_events = lambda events: Path("/dev/full").write_text(str(events))
+    with pytest.raises(TrainingError, match=FULL):
+        write_to_monitors(full, tmp_path, "train", {"step": 1, "loss": 0.5})
+
+
+def test_an_event_file_without_room_stops_with_the_remedy_and_no_traceback_of_its_thread(tmp_path):
+    """A traceback that the thread shows is a warning of pytest's, which is an error."""
+    full, writer = engine(), SummaryWriter(str(tmp_path), flush_secs=0)
+    full.monitor.write_events = lambda events: [writer.add_scalar(*event) for event in events]
+    (file,) = tmp_path.iterdir()
+    file.unlink()
+    file.symlink_to("/dev/full")
+    with failing_once():
+        write_to_monitors(full, tmp_path, "train", {"step": 1, "loss": 0.5})
+        writer.file_writer.event_writer._async_writer._worker.join(timeout=60)
+    with pytest.raises(TrainingError, match=FULL):
+        write_to_monitors(full, tmp_path, "train", {"step": 2, "loss": 0.5})
+
+
+def test_an_error_of_another_thread_is_still_shown():
+    shown = []
+    before, threading.excepthook = threading.excepthook, shown.append
+    try:
+        with failing_once():
+            thread = threading.Thread(target=lambda: Path("/dev/full").write_text("x"))
+            thread.start()
+            thread.join()
+        assert threading.excepthook == shown.append
+    finally:
+        threading.excepthook = before
+    assert [failure.exc_type for failure in shown] == [OSError]
 
 
 def test_weights_and_biases_goes_on_with_the_run_of_the_folder(tmp_path, monkeypatch):

@@ -4,7 +4,6 @@ import json
 import os
 import subprocess
 import sys
-from io import FileIO
 from pathlib import Path
 
 import numpy as np
@@ -14,10 +13,8 @@ import yaml
 
 from fanoise.catalog import Item
 from fanoise.embedder import Embedder
-from fanoise.errors import TrainingError
 from trainer.__main__ import main
 from trainer.run_folder import lock_run_folder
-from trainer.train import write_line
 
 ROOT = Path(__file__).parents[2]
 
@@ -165,10 +162,3 @@ def test_folder_in_which_another_process_trains_is_refused(tiny_base, toy_pairs,
         assert "in use by another training" in refuse(options(tiny_base, toy_pairs, run), capsys)
         holder.kill()
     os.close(lock_run_folder(run))
-
-
-def test_a_log_without_room_stops_with_the_remedy():
-    file = FileIO("/dev/full", "w")
-    with pytest.raises(TrainingError, match=r"/dev/full cannot be written \(No space left on device\); make room"):
-        write_line(file, "{}")
-    file.close()
