@@ -72,7 +72,8 @@ def train_step(
         if rank() == 0:
             query, positive = (F.normalize(sides[side].detach().float(), dim=-1) for side in ("query", "positive"))
             stats.update(batch_metrics(query, positive, labels))
-            stats.update(noise_metrics(objective, batch.step, item.detach(), spectrum=spectrum))
+            clean = {"query": sides["query"].detach(), "target": item.detach()}
+            stats.update(noise_metrics(objective, batch.step, clean, spectrum=spectrum))
         return loss
 
     sides = {"query": batch.query, "positive": batch.positive, "negative": batch.negative}
@@ -124,34 +125,48 @@ def batch_metrics(query: Tensor, positive: Tensor, labels: Labels) -> dict[str, 
     }
 
 
-def noise_metrics(objective: Objective, step: int, item: Tensor, *, spectrum: bool) -> dict[str, float]:
+def noise_metrics(objective: Objective, step: int, clean: dict[str, Tensor], *, spectrum: bool) -> dict[str, float]:
     """How strong the step's noise is: in logits, as a share of a row's energy, and by band of the spectrum.
 
+    What noise of raw rows does is what noise of unit rows does, divided by their length (root mean square). In logits
+    it is left out where those rows are not normalised afterwards, and for noise on the input.
+
     Args:
-        item: [G + mined negatives, D] clean items, whose spectrum is shown.
+        clean: "query" [G, D] and "target" [G + mined negatives, D], whose spectrum is shown.
     """
     noise, strength = objective.noise, objective.strength_at(step)
+    is_raw, item = noise.features == "raw", clean["target"]
     rows, dim = item.shape
-    found = {"noise_strength": strength, "noise_in_logits": noise_in_logits(strength, dim, objective.temperature)}
+    found = {"noise_strength": strength}
     sigma = None
     if spectrum:
         sigma = objective.spectra.get("target") if noise.spectrum == "global" else None
         if sigma is None:
-            sigma = decompose(item if noise.features == "raw" else F.normalize(item, dim=-1)).sigma
+            sigma = decompose(item if is_raw else F.normalize(item, dim=-1)).sigma
         found["effective_rank"] = effective_rank(sigma)
     if noise.position == "input":
         return found
-    energies = [
-        noise_energy(perturbed, dim, noise.scaling, energy_matched=noise.energy_matched)
-        for perturbed in objective.spectra.values()
-    ]
+    perturbed = [side for side in clean if noise.sides in ("both", side)]
+    shares = {side: 1 / _mean_square(clean[side]) if is_raw else 1.0 for side in perturbed}
+    if noise.renormalize or not is_raw:
+        of_unit_rows = noise_in_logits(strength, dim, objective.temperature)
+        found["noise_in_logits"] = of_unit_rows * math.sqrt(sum(shares.values()) / len(shares))
     # isotropic noise has energy 1 and needs no spectrum
-    found["noise_energy"] = strength**2 * (sum(energies) / len(energies) if energies else 1.0)
+    energies = dict.fromkeys(perturbed, 1.0) | {
+        side: noise_energy(spectrum_of_side, dim, noise.scaling, energy_matched=noise.energy_matched)
+        for side, spectrum_of_side in objective.spectra.items()
+    }
+    found["noise_energy"] = strength**2 * sum(shares[side] * energies[side] for side in perturbed) / len(perturbed)
     if sigma is None or noise.sides == "query":  # the items' bands tell nothing about noise on the queries
         return found
     found["lost_share"] = lost_share(sigma, strength, rows, dim)
     bands = noise_to_signal(sigma, noise, strength, rows, dim)
     return found | {f"noise_to_signal_{band}": value for band, value in bands.items()}
+
+
+def _mean_square(rows: Tensor) -> float:
+    """Of the lengths of [m, n] rows; not 0, to be divided by."""
+    return max(float(rows.double().square().sum(dim=-1).mean()), sys.float_info.min)
 
 
 def _memory_gib(device: torch.device) -> float:

@@ -130,6 +130,7 @@ def test_every_step_and_now_and_then_the_spectrum_is_logged(runs):
     assert first["tokens_per_s"] * first["seconds"] == pytest.approx(
         round(first["tokens_per_s"] * first["seconds"]), abs=1
     )
+    assert not {"noise_in_logits", "noise_energy"} & set(rows(runs["neftune"][1])[0])
     bare = rows(runs["no noise"][1])[0]
     assert bare["noise_energy"] == 0.0
     assert bare["effective_rank"] == pytest.approx(first["effective_rank"], rel=1e-3)

@@ -13,9 +13,12 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file
 
+from fanoise.noise import NoiseConfig
 from tests.trainer.test_train import options
 from trainer.batches import load_plan
 from trainer.config import DataConfig, ModelConfig, RunConfig
+from trainer.objective import Labels, Objective
+from trainer.step import noise_metrics
 
 ROOT = Path(__file__).parents[2]
 SEED = 3
@@ -131,6 +134,48 @@ def results(tiny_base: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     done = subprocess.run(command, env=environment, capture_output=True, text=True, cwd=ROOT)
     assert done.returncode == 0, done.stderr[-3000:]
     return out
+
+
+def metrics_of_noise(length: dict[str, float], **noise: Any) -> dict[str, float]:
+    """Of a step whose rows have these lengths, 16 of 24 dimensions a side."""
+    clean = {
+        side: length[side]
+        * torch.nn.functional.normalize(torch.randn(16, 24, generator=torch.Generator().manual_seed(seed)), dim=-1)
+        for seed, side in enumerate(("query", "target"))
+    }
+    objective = Objective(NoiseConfig(**noise), temperature=0.1, seed=1)
+    labels = Labels(torch.zeros(16, 16, dtype=torch.bool), torch.zeros(0, dtype=torch.long), (16,))
+    objective.loss(clean["query"], clean["target"], labels, step=1)
+    return noise_metrics(objective, 1, clean, spectrum=True)
+
+
+@pytest.mark.parametrize("sides", ["both", "query", "target"])
+@pytest.mark.parametrize("scaling", ["sublinear", "isotropic"])
+def test_noise_of_raw_rows_is_logged_as_that_of_unit_rows_of_which_it_is_the_same_share(scaling, sides):
+    ones = {"query": 1.0, "target": 1.0}
+    expected = metrics_of_noise(ones, strength=0.1, scaling=scaling, sides=sides)
+    found = metrics_of_noise(
+        {side: 5 * length for side, length in ones.items()}, strength=0.5, scaling=scaling, sides=sides, features="raw"
+    )
+    assert found.pop("noise_strength") == 5 * expected.pop("noise_strength")
+    assert found == pytest.approx(expected, rel=1e-5)
+    assert {"noise_in_logits", "noise_energy", "effective_rank"} <= set(found)
+
+
+def test_each_side_of_raw_rows_has_its_own_length():
+    found = metrics_of_noise({"query": 2.0, "target": 4.0}, strength=0.5, scaling="isotropic", features="raw")
+    assert found["noise_energy"] == pytest.approx(0.25 * (1 / 4 + 1 / 16) / 2)
+    # of isotropic noise a share e / n of a row's energy e goes along any direction, that of the other side's row too
+    assert found["noise_in_logits"] == pytest.approx((found["noise_energy"] / 24) ** 0.5 / 0.1)
+
+
+def test_what_noise_does_to_logits_is_not_logged_where_it_is_not_defined():
+    unit, long = {"query": 1.0, "target": 1.0}, {"query": 5.0, "target": 5.0}
+    found = metrics_of_noise(long, strength=0.5, features="raw", renormalize=False)
+    assert "noise_in_logits" not in found
+    assert found["noise_energy"] == pytest.approx(metrics_of_noise(unit, strength=0.1)["noise_energy"], rel=1e-5)
+    assert set(metrics_of_noise(unit, strength=5, position="input")) == {"noise_strength", "effective_rank"}
+    assert "noise_in_logits" in metrics_of_noise(unit, strength=0.1, renormalize=False)
 
 
 CASES = [(name, processes) for processes, steps in STEPS.items() for name in steps]
