@@ -76,6 +76,10 @@ class NoiseConfig:
         fall = min(1.0, (last_step - step) / self.decay_steps) if self.decay_steps else 1.0
         return self.strength * min(rise, fall)
 
+    def highest_strength(self, steps: int, last_step: int | None = None) -> float:
+        """The highest that the schedule reaches within the first `steps`, of `last_step` in all."""
+        return max((self.strength_at(step, last_step or steps) for step in range(1, steps + 1)), default=0.0)
+
 
 class FANoise(nn.Module):
     """Add spectral noise to a batch of embeddings while training.

@@ -11,7 +11,7 @@ import torch
 import transformers
 
 from fanoise.backbones import split_revision
-from fanoise.noise import NoiseConfig, noise_in_logits
+from fanoise.noise import noise_in_logits
 from trainer.config import RunConfig
 from trainer.sources import short_names
 
@@ -35,14 +35,14 @@ def model_card(
         best: the best validation of the run, none without held-out pairs.
     """
     rows = [json.loads(line) for line in metrics.read_text().splitlines()]
-    last = sum(row["loss"] for row in rows[-20:]) / max(1, len(rows[-20:]))
+    last = [row["loss"] for row in rows[-20:]]
     facts = {
-        "noise in training": _noise(config, dim),
+        "noise in training": _noise(config, dim, len(rows)),
         "weights trained": _weights(config),
         "steps × pairs": f"{len(rows)} × {config.batch_size}",
         "pairs from": _files(files),
         "learning rate, temperature, seed": f"{config.optimizer.lr}, {config.temperature}, {config.seed}",
-        "mean loss of the last 20 steps": f"{last:.4f}",
+        f"mean loss of the last {len(last)} steps": f"{sum(last) / max(1, len(last)):.4f}",
         "time": f"{sum(row['seconds'] for row in rows):.0f} s on {device}",
         "versions": ", ".join(
             f"{library.__name__} {library.__version__}" for library in (torch, transformers, peft, deepspeed)
@@ -79,16 +79,23 @@ Encoding is always noise-free. Every setting is in `config.yaml`, every step in 
 """
 
 
-def _noise(config: RunConfig, dim: int) -> str:
+def _noise(config: RunConfig, dim: int, steps: int) -> str:
+    """
+    Args:
+        steps: that were taken, of which early stopping may have made fewer than the schedule was set for.
+    """
     noise = config.noise
     if noise.strength == 0:
         return "none (baseline)"
+    highest = noise.highest_strength(steps, config.max_steps)
+    strength = f"strength {noise.strength}" if highest == noise.strength else f"strength at most {highest:.2g}"
     if noise.position == "input":
-        return f"NEFTune, strength {noise.strength}{_schedule(noise)}"
-    logits = noise_in_logits(noise.strength, dim, config.temperature)
+        return f"NEFTune, {strength}{_schedule(config, steps)}"
+    # raw rows have any length, which metrics.jsonl divides by
+    logits = f" ({noise_in_logits(highest, dim, config.temperature):.2f} logits)" if noise.features != "raw" else ""
     scaling = f"{noise.scaling}{', energy matched' if noise.energy_matched else ''}"
     parts = [
-        f"FANoise, {scaling}, strength {noise.strength} ({logits:.2f} logits){_schedule(noise)}",
+        f"FANoise, {scaling}, {strength}{logits}{_schedule(config, steps)}",
         f"sides: {noise.sides}",
         "spectrum of each process's own rows" if noise.spectrum == "local" else "",
         "on raw features" if noise.features == "raw" else "",
@@ -97,10 +104,13 @@ def _noise(config: RunConfig, dim: int) -> str:
     return ", ".join(part for part in parts if part)
 
 
-def _schedule(noise: NoiseConfig) -> str:
+def _schedule(config: RunConfig, steps: int) -> str:
+    rising = min(config.noise.warmup_steps, steps)
+    falling = min(max(0, config.noise.decay_steps - (config.max_steps - steps)), steps)
+    to_zero = " to 0" if steps == config.max_steps else ""
     parts = [
-        f" rising over the first {noise.warmup_steps} steps" if noise.warmup_steps else "",
-        f" falling to 0 over the last {noise.decay_steps} steps" if noise.decay_steps else "",
+        f" rising over the first {rising} steps" if rising else "",
+        f" falling{to_zero} over the last {falling} steps" if falling else "",
     ]
     return ",".join(part for part in parts if part)
 

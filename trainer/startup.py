@@ -45,7 +45,7 @@ def describe_run(
             f"{config.max_steps}, {_learning_rate(config)}, "
             f"{str(dtype).removeprefix('torch.')}, ZeRO {config.zero_stage}"
         ),
-        "noise": _noise(config, backbone.dim),
+        "noise": _noise(config, backbone.dim, processes),
         "memory": _memory(config, backbone, total, trained, processes, dtype),
     }
     return "\n".join(f"{name:>8}  {text}" for name, text in lines.items())
@@ -60,18 +60,28 @@ def _learning_rate(config: RunConfig) -> str:
     return f"learning rate at most {highest:.2g} (optimizer.warmup_steps {warmup} is not over by then, lower it)"
 
 
-def _noise(config: RunConfig, dim: int) -> str:
+def _noise(config: RunConfig, dim: int, processes: int) -> str:
     noise = config.noise
     if noise.strength == 0:
         return "none"
+    highest = noise.highest_strength(config.max_steps)
+    strength = f"strength {noise.strength:g}"
+    if highest < noise.strength:
+        parts = {"warmup_steps": noise.warmup_steps, "decay_steps": noise.decay_steps}
+        schedule = " and ".join(f"noise.{name} {steps}" for name, steps in parts.items() if steps)
+        strength = f"strength at most {highest:.2g} of {noise.strength:g} (lower {schedule})"
     if noise.position == "input":
-        return f"on the token embeddings (NEFTune), strength {noise.strength:g}"
+        return f"on the token embeddings (NEFTune), {strength}"
     # the mean of S is 1 over its directions, so the sum of its squares is at least their number
-    directions = dim if noise.scaling == "isotropic" or noise.energy_matched else min(config.batch_size, dim)
-    return (
-        f"{noise.scaling}, strength {noise.strength:g}: {noise_in_logits(noise.strength, dim, config.temperature):.2f} "
-        f"logits where S = 1, at least {noise.strength**2 * directions / dim:.2%} of a row's energy"
-    )
+    rows = config.batch_size // processes if noise.spectrum == "local" else config.batch_size
+    directions = dim if noise.scaling == "isotropic" or noise.energy_matched else min(rows, dim)
+    energy = f"at least {highest**2 * directions / dim:.2%} of"
+    logits = f"{noise_in_logits(highest, dim, config.temperature):.2f} logits where S = 1, "
+    if noise.features == "normalized":
+        return f"{noise.scaling}, {strength}: {logits}{energy} a row's energy"
+    # raw rows have lengths that nobody knows yet; what is not normalised afterwards has no scale of logits
+    logits = logits if noise.renormalize else ""
+    return f"{noise.scaling}, {strength}, of a row of length 1: {logits}{energy} its energy"
 
 
 def _memory(config: RunConfig, backbone: Backbone, total: int, trained: int, processes: int, dtype: torch.dtype) -> str:

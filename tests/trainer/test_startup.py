@@ -1,6 +1,7 @@
 """What is said before a run starts, from shapes alone."""
 
 import re
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -103,6 +104,38 @@ def test_no_noise_is_said_in_a_word(backbone):
 
     assert describe(backbone, config(noise=NoiseConfig(strength=0)))["noise"] == "none"
     assert "NEFTune" in describe(backbone, config(noise=NoiseConfig(position="input", strength=5)))["noise"]
+
+
+def test_the_noise_of_raw_rows_is_said_of_a_row_of_length_1(backbone):
+    raw = NoiseConfig(features="raw")
+    expected = "sublinear, strength 0.1, of a row of length 1: 0.88 logits where S = 1, at least 1.00% of its energy"
+    assert describe(backbone, config(noise=raw))["noise"] == expected
+    expected = "sublinear, strength 0.1, of a row of length 1: at least 1.00% of its energy"
+    assert describe(backbone, config(noise=replace(raw, renormalize=False)))["noise"] == expected
+
+
+def test_a_local_spectrum_has_the_rank_of_the_smallest_share_of_the_batch(backbone):
+    local = config(noise=NoiseConfig(spectrum="local"), batch_size=17)
+    for processes, directions in ((1, 17), (2, 8), (3, 5)):
+        assert describe(backbone, local, processes=processes)["noise"].endswith(
+            f"at least {0.1**2 * directions / 32:.2%} of a row's energy"
+        )
+
+
+@pytest.mark.parametrize(
+    ("schedule", "said"),
+    [
+        ({"warmup_steps": 10}, "strength 0.1: 0.88 logits"),
+        ({"warmup_steps": 50}, "strength at most 0.02 of 0.1 (lower noise.warmup_steps 50): 0.18 logits"),
+        ({"decay_steps": 50}, "strength at most 0.018 of 0.1 (lower noise.decay_steps 50): 0.16 logits"),
+        (
+            {"warmup_steps": 10, "decay_steps": 10},
+            "strength at most 0.05 of 0.1 (lower noise.warmup_steps 10 and noise.decay_steps 10): 0.44 logits",
+        ),
+    ],
+)
+def test_the_table_says_when_the_schedule_never_reaches_the_strength(backbone, schedule, said):
+    assert f"sublinear, {said} where S = 1" in describe(backbone, config(noise=NoiseConfig(**schedule)))["noise"]
 
 
 @pytest.mark.parametrize("targets", ["nothing_like_it", "language_model.layers.0.self_attn"])
