@@ -12,7 +12,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from fanoise.catalog import Item
 from fanoise.embedder import Embedder, Role
-from fanoise.errors import ConfigError, FANoiseError, ImageError
+from fanoise.errors import CatalogError, ConfigError, FANoiseError, ImageError
 from fanoise.images import open_image
 from fanoise.process import settle_worker
 from trainer.config import RunConfig
@@ -89,13 +89,15 @@ class BatchPlan:
         setting = "batch_size" if config.data.sub_batch_size is None else "data.sub_batch_size"
         for (name, count), weight in zip(self.files, weights, strict=True):
             if weight and count < self._size:
-                remedies = [f"set {setting} to at most {count}"]
+                alone = setting == "batch_size" and count < 2  # which nothing could be told apart from
+                remedies = [] if alone else [f"set {setting} to at most {count}"]
                 if len(self.files) > 1:
                     remedies.append("leave that file out")
                     if setting == "batch_size":
                         remedies.append(f"set data.sub_batch_size to at most {count}")
+                remedy = ", or ".join(remedies) or "at least 2 are needed, each other's negatives"
                 raise ConfigError(
-                    f"{setting} ({self._size}) is more than the {count} pairs of {name}; {', or '.join(remedies)}"
+                    f"{setting} ({self._size}) is more than the {count} pair{'s' * (count > 1)} of {name}; {remedy}"
                 )
         return weights
 
@@ -231,9 +233,18 @@ def load_plan(config: RunConfig) -> BatchPlan:
 
 
 def load_validation(config: RunConfig) -> list[tuple[str, PairTable]]:
-    """The tables of `validation.pairs`, each with a short name of its own."""
+    """The tables of `validation.pairs`, each with a short name of its own.
+
+    Raises: CatalogError for a file with fewer than two pairs.
+    """
     sources = [source for found in matching_each(config.validation.pairs) for source in found]
     tables = load_pairs(sources, config, max_pairs=config.validation.max_pairs)
+    for source, table in zip(sources, tables, strict=True):
+        if len(table) < 2:
+            raise CatalogError(
+                f"validation.pairs {source}: {len(table)} pair, at least 2 are needed to rank; add some, or leave the "
+                "file out"
+            )
     return list(zip(short_names(sources), tables, strict=True))
 
 

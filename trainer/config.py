@@ -140,9 +140,9 @@ class ValidationConfig:
     """Whose weights the run folder gets."""
 
     def __post_init__(self) -> None:
-        for name in ("every", "max_pairs"):
-            if getattr(self, name) < 1:
-                raise ConfigError(f"validation.{name} must be >= 1, got {getattr(self, name)}")
+        for name, least in (("every", 1), ("max_pairs", 2)):
+            if getattr(self, name) < least:
+                raise ConfigError(f"validation.{name} must be >= {least}, got {getattr(self, name)}")
         if self.patience < 0:
             raise ConfigError(f"validation.patience must be >= 0, got {self.patience}")
 

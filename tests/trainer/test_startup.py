@@ -197,9 +197,14 @@ def test_dry_run_of_a_7b_needs_its_config_only_and_writes_nothing(seven_billion,
 def test_dry_run_finds_bad_input_like_a_run(seven_billion, toy_pairs, tmp_path, capsys):
     arguments = [f"--model.base={seven_billion}", f"--data.pairs=[{toy_pairs}]", f"--output_dir={tmp_path / 'run'}"]
     arguments.append("--batch_size=32")
+    one = tmp_path / "one.jsonl"
+    one.write_text('{"query_text": "a", "positive_text": "b"}\n')
     for change, expected in (
         ("--lora.targets=nothing", "matches no module"),
         ("--batch_size=64", "pairs.jsonl; set batch_size to at most 48\n"),
+        (f"--validation.pairs={one}", "one.jsonl: 1 pair, at least 2 are needed to rank; "),
+        (f"--data.pairs={one}", f"than the 1 pair of {one}; at least 2 are needed, each other's negatives\n"),
+        (f"--data.pairs=[{one}, {toy_pairs}]", "; leave that file out, or set data.sub_batch_size to at most 1\n"),
         ("--model.base=nowhere", "no such folder"),
         ("--loss.dropout_pairs=1", "loss.dropout_pairs needs dropout"),
         ("--model.pooling=native", "model.pooling must be one of last, mean, prompt for this backbone, got native"),
