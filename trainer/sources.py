@@ -49,7 +49,10 @@ def load_pairs(sources: Sequence[str], config: RunConfig, *, max_pairs: int | No
     """
     images = config.data.images
     if images is not None and not Path(images).is_dir():
-        raise ConfigError(f"data.images {images}: no such folder")
+        raise ConfigError(
+            f"data.images {images}: no such folder; fetch the images, or, where no pair file is MMEB-train's or from "
+            "the hub, take --data.images null"
+        )
     tables = shared_tables(lambda: _read(sources, images))
     return [table.sample(max_pairs, seed=config.seed) for table in tables]
 

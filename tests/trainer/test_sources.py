@@ -136,7 +136,7 @@ def test_local_pairs_keep_their_images_beside_them(tmp_path):
 
 def test_a_folder_of_images_that_is_not_there_is_refused(tmp_path):
     source = write_own(tmp_path / "pairs.jsonl")
-    with pytest.raises(ConfigError, match=r"data.images .*nowhere: no such folder"):
+    with pytest.raises(ConfigError, match=r"data.images .*nowhere: no such folder; .*, take --data.images null$"):
         load_plan(config([source], images=str(tmp_path / "nowhere")))
 
 
