@@ -93,6 +93,21 @@ def test_run_folder_is_complete_and_loads(whole_run):
     assert yaml.safe_load((whole_run / "config.yaml").read_text())["max_steps"] == 24
 
 
+def test_a_merged_run_gives_the_same_vectors_and_is_a_base(whole_run, tiny_base, toy_pairs, tmp_path, monkeypatch):
+    """By the lines of the documentation."""
+    text = (ROOT / "docs/training.md").read_text()
+    (lines,) = (part.partition("```")[0] for part in text.split("```python")[1:] if "merge_and_unload" in part)
+    (tmp_path / "runs").mkdir()
+    (tmp_path / "runs/first").symlink_to(whole_run)
+    monkeypatch.chdir(tmp_path)
+    exec(lines, {})
+    items = [Item(text="a red square"), Item(image=toy_pairs.parent / "0.png")]
+    found, expected = (Embedder.from_pretrained(run).encode(items) for run in ("runs/first_merged", whole_run))
+    base = Embedder.from_pretrained(tiny_base).encode(items)
+    assert np.abs(found - expected).max() < 1e-5 < 1e-3 < np.abs(found - base).max()
+    assert main([*options(Path("runs/first_merged"), toy_pairs, tmp_path / "next", dry_run="true")]) == 0
+
+
 def test_finished_run_is_left_alone_by_resume(whole_run, tiny_base, toy_pairs):
     before = (whole_run / "metrics.jsonl").stat().st_mtime_ns
     assert main([*options(tiny_base, toy_pairs, whole_run), "--resume=auto"]) == 0
