@@ -11,6 +11,7 @@ import torch.distributed as dist
 
 from fanoise.distributed import rank, world_size
 from fanoise.errors import ArtifactError, CatalogError, ConfigError, InputError, TrainingError, one_line
+from trainer.lost_processes import lost_process
 
 _T = TypeVar("_T")
 _KINDS = {kind.__name__: kind for kind in (ArtifactError, CatalogError, ConfigError, InputError, TrainingError)}
@@ -58,8 +59,8 @@ def _outcomes(action: Callable[[], Any]) -> list[Any]:
         answers: list[Any] = [None] * world_size()
         try:
             dist.all_gather_object(answers, answer, group=group)
-        except RuntimeError:  # gloo's own words name sockets
-            raise _lost() from None
+        except RuntimeError as error:
+            raise lost_process(error) from None
     if failure is not None:
         raise failure
     for each in answers:
@@ -72,8 +73,8 @@ def _outcomes(action: Callable[[], Any]) -> list[Any]:
 def _patient_group() -> Iterator[dist.ProcessGroup]:
     try:
         dist.barrier()  # in the run's own time: making a group would wait with patience for who is lost already
-    except RuntimeError:
-        raise _lost() from None
+    except RuntimeError as error:
+        raise lost_process(error) from None
     try:
         group = dist.new_group(backend="gloo", timeout=_PATIENCE)
     except RuntimeError as error:
@@ -85,10 +86,6 @@ def _patient_group() -> Iterator[dist.ProcessGroup]:
         yield group
     finally:
         dist.destroy_process_group(group)
-
-
-def _lost() -> TrainingError:
-    return TrainingError("another process was lost; it may say why itself")
 
 
 def _attempt(action: Callable[[], Any]) -> tuple[dict[str, Any], Exception | None]:
