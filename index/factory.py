@@ -106,8 +106,8 @@ def train_index(factory: str, vectors: VectorStore, *, seed: int = 0) -> faiss.I
     """An index of inner products over the rows, labelled by row; trained on a sample. Raises InputError."""
     index = empty_index(factory, vectors.dim)
     _leave_codes_unsorted(index)
-    quantizers = _take_few_rows(index)
     try:
+        quantizers = _take_few_rows(index)
         if not index.is_trained:
             index.train(np.ascontiguousarray(vectors.rows(training_rows(index, len(vectors), seed))))
         add_rows(index, vectors)

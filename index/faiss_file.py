@@ -40,6 +40,7 @@ INDEX_TYPES = frozenset(
         "IndexScalarQuantizer",
     }
 )
+REFINERS = frozenset({"IndexFlat", "IndexFlatIP", "IndexFlatL2", "IndexPQ", "IndexRaBitQ", "IndexScalarQuantizer"})
 TRANSFORMS = frozenset(
     {
         "CenteringTransform",
@@ -221,6 +222,11 @@ def check_trainable(index: faiss.Index, factory: str) -> None:
                 f"factory {factory!r} asks PCA for {transform.d_out} dimensions of {transform.d_in}, and it can only "
                 f"make fewer: write {transform.d_in} at most"
             )
+        if isinstance(transform, faiss.OPQMatrix) and transform.d_out % transform.M:
+            raise InputError(
+                f"factory {factory!r} has OPQ cut {transform.d_out} dimensions into {transform.M} equal parts, which "
+                "does not come out; take a divisor"
+            )
     if isinstance(index, faiss.IndexIVF) and index.by_residual and faiss.try_extract_index_ivf(index.quantizer):
         raise InputError(
             f"factory {factory!r} has lists find their lists, whose codes are of what is left of a vector then, and "
@@ -242,6 +248,8 @@ def unexpected_parts(index: faiss.Index) -> Iterator[str]:
     elif isinstance(index, faiss.IndexRefine):
         yield from unexpected_parts(index.base_index)
         yield from unexpected_parts(index.refine_index)
+        if not _compares_one_by_one(index.refine_index):
+            yield f"{type(faiss.downcast_index(index.refine_index)).__name__} to refine by"
     elif isinstance(index, faiss.IndexIVF):
         lists = type(faiss.downcast_InvertedLists(index.invlists)).__name__
         if lists not in INVERTED_LISTS:
@@ -249,6 +257,13 @@ def unexpected_parts(index: faiss.Index) -> Iterator[str]:
         yield from unexpected_parts(index.quantizer)
     elif isinstance(index, faiss.IndexHNSW):
         yield from unexpected_parts(index.storage)
+
+
+def _compares_one_by_one(index: faiss.Index) -> bool:
+    """Whether FAISS can ask an index for single similarities; where it cannot, it would end the process."""
+    index = faiss.downcast_index(index)
+    inner = index.index if isinstance(index, faiss.IndexPreTransform) else index
+    return type(faiss.downcast_index(inner)).__name__ in REFINERS
 
 
 def misfits(index: faiss.Index) -> Iterator[str]:

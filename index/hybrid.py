@@ -8,8 +8,9 @@ with the same BM25 share a position: the best of all the first, others the last 
 number, the name, which all of a category have, cannot count as much as the number, which one has. What is equal at last
 is ordered by cosine. Where hits are grouped, a position is that among groups.
 
-Each ranking goes ten times as deep as there are hits asked for, at least to 100. Of more items than that, if they share
-a position by words, those in the vector's ranking count, and the first by row.
+Each ranking goes ten times as deep as there are hits asked for, at least to 100. What so many items share that their
+position lies deeper does not count at all. Of more items than that which share the first position by words, those in
+the vector's ranking count, and the first by row.
 
 BM25 is that of bm25s (Lucene's form, k1 = 1.5, b = 0.75), an optional dependency; it is built in memory when a hybrid
 search first needs it, and never stored. Words are runs of letters and digits, compared in small letters and in

@@ -20,12 +20,10 @@ COLUMNS = ("row", "id", "text", "image", "thumbnail_sha256", "content_sha256")
 SIGNATURE = "signature"
 """Column, where near-duplicates were looked for: bytes that a picture is found by, see `encoding.near_duplicates`."""
 _SHA256 = r"^[0-9a-f]{64}$"
-_WHOLE = r"^-?(0|[1-9]\d*)$"
-_FRACTION = r"^-?(0|[1-9]\d{0,14})(\.\d{1,15})?([eE][+-]?\d{1,2})?$"
 
 
 class ItemWriter:
-    """Collects items and writes them with one type per field, as `concat_items` finds it."""
+    """Collects items and writes them with one type per field: the field's own where all rows agree, else string."""
 
     def __init__(self) -> None:
         self._ids: list[str] = []
@@ -171,7 +169,7 @@ def concat_items(tables: Sequence[pa.Table]) -> pa.Table:
     """Several tables of items below each other, numbered anew.
 
     A field that some tables lack is null there. One that differs in type takes the wider type where every value
-    survives it (whole numbers among fractions, texts that spell the others' type), else becomes text, as in ItemWriter.
+    survives it (whole numbers among fractions), else becomes text, as in ItemWriter.
     """
     columns: dict[str, Any] = {"row": pa.array(range(sum(map(len, tables))), pa.int64())}
     for name in COLUMNS[1:]:
@@ -249,77 +247,25 @@ def _joined(chunks: list[pa.Array] | None, length: int) -> pa.Array:
 def _concat_members(arrays: Sequence[pa.Array]) -> pa.Array:
     kinds = {array.type for array in arrays if not pa.types.is_null(array.type)}
     if len(kinds) > 1:
-        kind = next(kind for kind in kinds if not pa.types.is_string(kind))
-        read = [_read_texts(array, kind) if pa.types.is_string(array.type) else array for array in arrays]
-        kinds_read = {array.type for array in read if not pa.types.is_null(array.type)}
         try:
-            schemas = [pa.schema([("value", kind)]) for kind in kinds_read]
-            kind = pa.unify_schemas(schemas, promote_options="permissive").field("value").type
-            return pa.concat_arrays([array.cast(kind) for array in read])
+            schemas = [pa.schema([("value", kind)]) for kind in kinds]
+            kinds = {pa.unify_schemas(schemas, promote_options="permissive").field("value").type}
+            return pa.concat_arrays([array.cast(*kinds) for array in arrays])
         except pa.ArrowException:  # nothing holds both, or a whole number is too large for a fraction
-            return pa.concat_arrays([as_text(array) for array in arrays])
+            texts = [[_as_string(value) for value in array.to_pylist()] for array in arrays]
+            return pa.concat_arrays([pa.array(values, pa.string()) for values in texts])
     kind = kinds.pop() if kinds else pa.null()
     return pa.concat_arrays([pa.nulls(len(a), kind) if pa.types.is_null(a.type) else a for a in arrays])
 
 
-def _read_texts(texts: pa.Array, kind: pa.DataType) -> pa.Array:
-    """Texts as values of a type, or one that holds it, if each of them spells one; else as they are.
-
-    What tells them from a number is kept: a leading zero, more digits than a fraction holds.
-    """
-    whole = pc.all(pc.match_substring_regex(texts, _WHOLE), min_count=0).as_py()
-    try:
-        if pa.types.is_boolean(kind):
-            truth = pc.index_in(pc.utf8_lower(texts), pa.array(["false", "true"]))
-            return truth.cast(pa.bool_()) if truth.null_count == texts.null_count else texts
-        if pa.types.is_integer(kind) and whole:
-            return texts.cast(pa.int64())
-        if pa.types.is_integer(kind) or pa.types.is_floating(kind):
-            plain = pc.all(pc.match_substring_regex(texts, _FRACTION), min_count=0).as_py()
-            return texts.cast(pa.float64()) if plain else texts
-        if pa.types.is_temporal(kind):
-            return texts.cast(kind)
-        if kind == pa.list_(pa.string()):
-            return pa.array([_read_list(text) for text in texts.to_pylist()], kind)
-    except pa.ArrowException:
-        pass
-    return texts
-
-
-def _read_list(text: str | None) -> list[str | None] | None:
-    """A text that spells a list of texts as that, any other as the only member of one."""
-    if text is None:
-        return None
-    try:
-        found = json.loads(text) if text.startswith("[") else None
-    except (ValueError, RecursionError):
-        found = None
-    is_list = isinstance(found, list) and all(member is None or isinstance(member, str) for member in found)
-    return found if is_list else [text]
-
-
 def _typed_array(values: list[Any]) -> pa.Array:
-    is_text = [isinstance(value, str) for value in values]
     try:
-        if all(text or value is None for text, value in zip(is_text, values, strict=True)) or not any(is_text):
-            array = pa.array(values)
-        else:
-            texts = pa.array([value if text else None for text, value in zip(is_text, values, strict=True)])
-            others = pa.array([None if text else value for text, value in zip(is_text, values, strict=True)])
-            joined = _concat_members([texts, others])
-            array = pc.coalesce(joined[: len(values)], joined[len(values) :])
+        array = pa.array(values)
     except (pa.ArrowException, ValueError, TypeError, OverflowError):
         return pa.array([_as_string(value) for value in values], pa.string())
     if "struct<>" in str(array.type):  # Parquet cannot hold it
         return pa.array([_as_string(value) for value in values], pa.string())
     return array
-
-
-def as_text(array: pa.Array) -> pa.Array:
-    """The values' texts, as JSON where they are lists or objects."""
-    if pa.types.is_string(array.type):
-        return array
-    return pa.array([_as_string(value) for value in array.to_pylist()], pa.string())
 
 
 def _as_string(value: Any) -> str | None:

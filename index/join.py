@@ -1,14 +1,15 @@
 """Several items.parquet below each other as one, a piece of them in memory at a time."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from index.items import as_text, concat_items, field_names
+from index.items import concat_items, field_names
 from index.parquet import PieceWriter, read_pieces
+from index.spelled_types import read_texts
 
 
 def join_items(
@@ -17,16 +18,24 @@ def join_items(
     kept: Sequence[np.ndarray | None] | None = None,
     *,
     field: tuple[str, Sequence[pa.Array]] | None = None,
+    like_first: bool = False,
 ) -> None:
     """Write the items of all sources, in their order and numbered anew; types of fields as in `concat_items`.
 
     Args:
         kept: bool [N] of each source, the rows that are taken; None is all.
         field: a name and for each source the values of its rows, kept or not; in place of a field of that name.
+        like_first: where a later source has text in a field, and the first one something else, that is what its texts
+            become if they spell it.
     Raises: ValueError (also pyarrow's) or OSError for a damaged source.
     """
     masks = [None] * len(sources) if kept is None else kept
-    empty = [_with_field(pq.read_schema(source).empty_table(), field, 0, 0) for source in sources]
+    first = pq.read_schema(sources[0])
+    kinds = [_spelled_kinds(source, first) if like_first and number else {} for number, source in enumerate(sources)]
+    empty = [
+        _read_as(_with_field(pq.read_schema(source).empty_table(), field, 0, 0), kinds[number])
+        for number, source in enumerate(sources)
+    ]
     model = concat_items(empty)
     while True:
         try:
@@ -34,19 +43,45 @@ def join_items(
                 row = 0
                 for number, mask in enumerate(masks):
                     for piece in _pieces(sources[number], mask, field, number):
+                        piece = _read_as(piece, kinds[number])
                         rows = pa.array(range(row, row + len(piece)), pa.int64())
                         writer.write(_in_types_of(model, piece).set_column(0, "row", rows))
                         row += len(piece)
             return
         except _TypeTooNarrowError as error:
-            model = _replace_field(model, error.name, pa.array([], error.kind))
+            model = _replace_field(model, error.name, pa.array([], pa.string()))
 
 
 class _TypeTooNarrowError(Exception):
-    """The type of a field, found from the sources' types, does not hold a value of one of them; `kind` holds it."""
+    """The type of a field, found from the sources' types, does not hold a value of one of them."""
 
-    def __init__(self, name: str, kind: pa.DataType) -> None:
-        self.name, self.kind = name, kind
+    def __init__(self, name: str) -> None:
+        self.name = name
+
+
+def _spelled_kinds(source: Path, first: pa.Schema) -> dict[str, pa.DataType]:
+    """Of the source's fields that are text, and something else in the first one: the type that all its texts spell."""
+    schema = pq.read_schema(source)
+    here, there = (
+        {name: one.field("fields").type.field(name).type for name in field_names(one)} for one in (schema, first)
+    )
+    kinds = {name: there[name] for name, kind in here.items() if name in there and pa.types.is_string(kind)}
+    kinds = {name: kind for name, kind in kinds.items() if not (pa.types.is_string(kind) or pa.types.is_null(kind))}
+    for piece in read_pieces(source, ["fields"]) if kinds else ():
+        members = piece["fields"].combine_chunks()
+        for name, kind in list(kinds.items()):
+            found = read_texts(members.field(name), kind)
+            if found is None:
+                del kinds[name]
+            elif pa.types.is_floating(found.type):  # of whole numbers, too
+                kinds[name] = found.type
+    return kinds
+
+
+def _read_as(table: pa.Table, kinds: Mapping[str, pa.DataType]) -> pa.Table:
+    for name, kind in kinds.items():
+        table = _replace_field(table, name, read_texts(table["fields"].combine_chunks().field(name), kind))
+    return table
 
 
 def _pieces(
@@ -66,18 +101,16 @@ def _with_field(piece: pa.Table, field: tuple[str, Sequence[pa.Array]] | None, n
 
 def _in_types_of(model: pa.Table, table: pa.Table) -> pa.Table:
     """The rows of `table` with the fields of `model`, which has none. Raises _TypeTooNarrowError naming the field."""
-    for name in field_names(table.schema):
-        if pa.types.is_string(_kind(model, name)):  # what could be read as something else is not
-            table = _replace_field(table, name, as_text(table["fields"].combine_chunks().field(name)))
     joined = concat_items([model, table])
     for name in field_names(model.schema):
-        if _kind(joined, name) != _kind(model, name):  # a number too large for a fraction, say, became text
-            raise _TypeTooNarrowError(name, _kind(joined, name))
+        kind, found = (one.schema.field("fields").type.field(name).type for one in (model, joined))
+        if kind != found:  # a number too large for a fraction, say, became text
+            member = table["fields"].combine_chunks().field(name)
+            try:
+                joined = _replace_field(joined, name, member.cast(kind))
+            except pa.ArrowException:
+                raise _TypeTooNarrowError(name) from None
     return joined
-
-
-def _kind(table: pa.Table, name: str) -> pa.DataType:
-    return table.schema.field("fields").type.field(name).type
 
 
 def _replace_field(table: pa.Table, name: str, values: pa.Array) -> pa.Table:

@@ -339,7 +339,7 @@ def _join(writer: Writer, current: _Current, new: Path, replaced: np.ndarray, qu
     with VectorWriter(stage / VECTORS, old.dim, old.precision) as vectors:
         vectors.copy(current.vectors)
         vectors.copy(new_vectors)
-    join_items(stage / ITEMS, [current.folder / ITEMS, new / ITEMS])
+    join_items(stage / ITEMS, [current.folder / ITEMS, new / ITEMS], like_first=True)
     write_deleted(stage / DELETED, np.union1d(current.deleted, replaced))
     ann = read_index(current.folder / FAISS_INDEX, rows=old.count, dim=old.dim, factory=old.factory)
     set_parameters(ann, old.search)

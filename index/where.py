@@ -195,9 +195,13 @@ def as_time(text: str, zone: str = "", *, is_bound: bool = False) -> int | None:
 
 
 def _zone(name: str) -> datetime.tzinfo | None:
-    if name.startswith(("+", "-")):
-        return datetime.datetime.fromisoformat(f"1970-01-01T00:00{name}").tzinfo
-    return ZoneInfo(name) if name else datetime.UTC
+    """Raises: InputError for what names none: it comes from a file, which may be a stranger's."""
+    try:
+        if name.startswith(("+", "-")):
+            return datetime.datetime.fromisoformat(f"1970-01-01T00:00{name}").tzinfo
+        return ZoneInfo(name) if name else datetime.UTC
+    except (KeyError, ValueError, OSError):
+        raise InputError(f"{name[:20]!r} is no time zone, so times in it cannot be compared") from None
 
 
 def _from_operators(operators: Mapping[str, list[str]]) -> Any:

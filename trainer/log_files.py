@@ -9,6 +9,8 @@ from pathlib import Path
 
 from fanoise.errors import TrainingError, one_line
 
+_NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+
 
 def append(path: Path, lines: str) -> None:
     """Add lines to a log that may not be there yet.
@@ -36,6 +38,5 @@ def needing_room(what: Path | str) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise TrainingError(
-            f"{what} cannot be written ({one_line(error)}); make room, and go on by --resume auto"
-        ) from None
+        remedy = "make room, and go on" if error.errno in _NO_ROOM else "see to that, and go on"
+        raise TrainingError(f"{what} cannot be written ({one_line(error)}); {remedy} by --resume auto") from None

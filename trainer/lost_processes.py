@@ -7,8 +7,6 @@ import torch.distributed as dist
 
 from fanoise.errors import TrainingError, one_line
 
-_GLOO = "/gloo/"
-
 
 @contextmanager
 def naming_lost_processes() -> Iterator[None]:
@@ -20,21 +18,12 @@ def naming_lost_processes() -> Iterator[None]:
     try:
         yield
     except RuntimeError as error:
-        if _is_of_worker(error) or isinstance(error, dist.DistError) or _GLOO in str(error):
-            raise lost_process(error) from None
+        if str(error).startswith("DataLoader worker"):
+            raise TrainingError(
+                f"a data worker died ({one_line(error)}); it may have run out of memory, lower data.workers"
+            ) from None
+        if "gloo/" in str(error):  # with the place in gloo's source, and sockets
+            raise TrainingError("another process was lost; it may say why itself") from None
+        if isinstance(error, dist.DistError):
+            raise TrainingError(f"another process was lost; it may say why itself ({one_line(error)})") from None
         raise
-
-
-def lost_process(error: RuntimeError) -> TrainingError:
-    """What to say of an error that means a lost process."""
-    if _is_of_worker(error):
-        return TrainingError(
-            f"a data worker died ({one_line(error)}); it may have run out of memory, lower data.workers"
-        )
-    # gloo's own words name sockets, and the place in its source first
-    why = "" if _GLOO in str(error) or not isinstance(error, dist.DistError) else f" ({one_line(error)})"
-    return TrainingError(f"another process was lost; it may say why itself{why}")
-
-
-def _is_of_worker(error: RuntimeError) -> bool:
-    return str(error).startswith("DataLoader worker")

@@ -11,13 +11,13 @@ import torch.distributed as dist
 
 from fanoise.distributed import rank, world_size
 from fanoise.errors import ArtifactError, CatalogError, ConfigError, InputError, TrainingError, one_line
-from trainer.lost_processes import lost_process
+from trainer.lost_processes import naming_lost_processes
 
 _T = TypeVar("_T")
 _KINDS = {kind.__name__: kind for kind in (ArtifactError, CatalogError, ConfigError, InputError, TrainingError)}
-_PATIENCE = timedelta(days=7)
+_PATIENCE = timedelta(hours=12)
 """For an action that has begun: the run's own group gives up after minutes, which slow disks and downloads can take.
-With a process that is lost meanwhile the wait ends at once."""
+With a process that ends meanwhile the wait ends at once; with a machine that vanishes, not before this."""
 
 
 def on_first_process(action: Callable[[], Any]) -> Any:
@@ -57,10 +57,8 @@ def _outcomes(action: Callable[[], Any]) -> list[Any]:
     with _patient_group() as group:
         answer, failure = _attempt(action)
         answers: list[Any] = [None] * world_size()
-        try:
+        with naming_lost_processes():
             dist.all_gather_object(answers, answer, group=group)
-        except RuntimeError as error:
-            raise lost_process(error) from None
     if failure is not None:
         raise failure
     for each in answers:
@@ -71,10 +69,8 @@ def _outcomes(action: Callable[[], Any]) -> list[Any]:
 
 @contextmanager
 def _patient_group() -> Iterator[dist.ProcessGroup]:
-    try:
+    with naming_lost_processes():
         dist.barrier()  # in the run's own time: making a group would wait with patience for who is lost already
-    except RuntimeError as error:
-        raise lost_process(error) from None
     try:
         group = dist.new_group(backend="gloo", timeout=_PATIENCE)
     except RuntimeError as error:

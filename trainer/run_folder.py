@@ -98,13 +98,20 @@ def check_inputs(run: Path, inputs: dict[str, str | None]) -> None:
     if not file.exists():
         write_atomic(file, json.dumps(inputs, indent=2) + "\n")
         return
-    before = json.loads(file.read_text())
-    changed = [name for name, digest in inputs.items() if before.get(name) != digest]
-    if changed:
-        raise ConfigError(
-            f"output_dir {run} holds a run that was begun with other content of {', '.join(changed[:4])}; restore it, "
-            "or choose another --output_dir"
-        )
+    try:
+        before = dict(json.loads(file.read_text()))
+    except ValueError:
+        raise ConfigError(f"{file} is damaged; delete it if data and base are as they were") from None
+    if list(before.items()) == list(inputs.items()):
+        return
+    # the order counts, too: by their numbers files are drawn from
+    changed = [name for name in before | inputs if before.get(name, "") != inputs.get(name, "")] or [
+        "data.pairs (another order)"
+    ]
+    raise ConfigError(
+        f"output_dir {run} holds a run that was begun with other content of {', '.join(changed[:4])}; restore it, "
+        "or choose another --output_dir"
+    )
 
 
 def write_config(config: RunConfig) -> None:

@@ -57,7 +57,8 @@ def read_catalog(
         allow_outside: let paths in a table lead anywhere. Whoever sees the index then sees a small copy of any image
             file on this machine that the table names.
         allow_urls: take http and https URLs as images (see `RemoteImage` for what is never fetched).
-        required: other columns without which the catalogue is of no use; single rows may leave them empty.
+        required: other columns without which the catalogue is of no use; single rows may leave them empty. Of JSONL the
+            first row says which columns there are.
         on_reject: called with id, path and reason of a row that is left out, after which reading goes on; without it
             the first one is an error. Such faults are: no text and no image, an image cell that is no image or may not
             be read, a PDF document or a tar that is damaged, a link in a folder that leads nowhere or to a folder.

@@ -151,6 +151,13 @@ def test_the_measured_overlap_is_in_the_manifest(embedder, new_catalog, tmp_path
         ("IVF4(IVF2,Flat),SQ8", "has lists find their lists"),
         ("PCA8,IVF4(PCA4,IVF2,Flat),PQ4x4,RFlat", "has lists find their lists"),
         ("PCA8,PCA9,IVF4,Flat", "asks PCA for 9 dimensions of 8"),
+        ("OPQ3,Flat", "has OPQ cut 16 dimensions into 3 equal parts, which does not come out"),
+        ("OPQ4_6,PQ2", "has OPQ cut 6 dimensions into 4 equal parts"),
+        ("SQ8,Refine(IVF2,Flat)", "makes a IndexIVFFlat to refine by"),
+        ("IVF4,SQ8,Refine(PQ2x4fs)", "makes a IndexPQFastScan to refine by"),
+        ("IVF4,SQ8,Refine(SQ8,RFlat)", "makes a IndexRefineFlat to refine by"),
+        ("IVF4,SQ8,Refine(PCA8,IVF2,Flat)", "makes a IndexPreTransform to refine by"),
+        ("IVF4(SQ8,Refine(IVF2,Flat)),Flat", "makes a IndexIVFFlat to refine by"),
     ],
 )
 def test_a_factory_whose_index_would_not_be_read_is_refused_at_once(factory, message):

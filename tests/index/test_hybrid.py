@@ -124,7 +124,7 @@ def test_what_only_words_find_is_found_with_its_cosine(searcher, monkeypatch):
     assert hit.score == pytest.approx(cosine, abs=1e-6) and hit.fused >= 1 / 61
 
 
-def test_what_one_item_alone_has_counts_more_than_what_it_has_in_common(embedder, tmp_path):
+def test_what_one_item_alone_has_counts_more_than_what_it_has_in_common(embedder, tmp_path, monkeypatch):
     pytest.importorskip("bm25s")
     rows = [{"text": f"ladies dress model XR-{100 + i}"} for i in range(300)]
     (tmp_path / "c.jsonl").write_text("\n".join(map(json.dumps, rows)))
@@ -134,6 +134,11 @@ def test_what_one_item_alone_has_counts_more_than_what_it_has_in_common(embedder
         query = f"model XR-{100 + i}"
         first, second = (hit.id for hit in searcher.search(text=query, k=2, hybrid=True).hits)
         assert str(i + 1) in (first, second), "the first by words is at least second: one may be first by vector"
+    rankings = []
+    monkeypatch.setattr("index.hybrid.fuse", lambda two: rankings.extend(two) or fuse(two))
+    searcher.search(text="model XR-150", k=2, hybrid=True)
+    by_vector, by_words = rankings
+    assert len(by_vector) == 100 and by_words == {50: 1}, "what 299 others share says nothing"
 
 
 @pytest.mark.parametrize("group_by", ["", "item"])

@@ -593,3 +593,13 @@ def test_numbers_and_lists_of_a_table_of_texts_are_those_of_the_index(embedder, 
     (tmp_path / "e.csv").write_text("id,text,price\n11,t11,on request\n")
     change = add_items(embedder, tmp_path / "e.csv", tmp_path / "index", progress=False)
     assert change.notes == ["the field 'price' is text now, for the new rows have other values there than double"]
+
+
+def test_texts_of_the_index_stay_as_they_are_written(embedder, tmp_path):
+    (tmp_path / "c.csv").write_text("id,text,price,code\n1,t1,10.00,12E5\n2,t2,1.10,007\n")
+    build_index(embedder, tmp_path / "c.csv", tmp_path / "index", progress=False)
+    (tmp_path / "d.jsonl").write_text(json.dumps({"id": "3", "text": "t3", "price": 2.5, "code": 7}))
+    add_items(embedder, tmp_path / "d.jsonl", tmp_path / "index", progress=False)
+    index = Index.open(tmp_path / "index")
+    assert index.values("price").to_pylist() == ["10.00", "1.10", "2.5"]
+    assert index.values("code").to_pylist() == ["12E5", "007", "7"]

@@ -26,7 +26,7 @@ def said(tiny_base: Path, toy_pairs: Path, tmp_path_factory: pytest.TempPathFact
     }
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), "TORCHDYNAMO_DISABLE": "1"}
     command = [sys.executable, ROOT / "tests/trainer/lost_process_cases.py", json.dumps(runs)]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, cwd=ROOT)
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, cwd=ROOT, timeout=300)
     assert done.stdout.split()[-2:] == ["1", "1"], done.stderr[-3000:]
     assert "Traceback" not in done.stderr
     return [line for line in done.stderr.splitlines() if line.startswith("error: ")]

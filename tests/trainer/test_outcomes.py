@@ -1,4 +1,4 @@
-"""One process, and three gloo processes whose own group gives up after two seconds."""
+"""One process, and three gloo processes whose own group gives up after six seconds."""
 
 import json
 import os
@@ -23,13 +23,13 @@ torch.set_num_threads(1)
 folder, me = sys.argv[1], int(sys.argv[2])
 dist.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=me, world_size=3)
 dist.barrier()
-dist.distributed_c10d._set_pg_timeout(timedelta(seconds=2), dist.group.WORLD)  # not before all have started
+dist.distributed_c10d._set_pg_timeout(timedelta(seconds=6), dist.group.WORLD)  # not before all have started
 
 def refuse(error):
     raise error
 
 def late(value):
-    time.sleep(4)
+    time.sleep(8)
     return value
 
 def outcome(call):

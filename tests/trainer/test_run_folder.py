@@ -1,5 +1,6 @@
 """What a run folder accepts: nothing, or the continuation of the run it holds."""
 
+import re
 import subprocess
 import sys
 from dataclasses import replace
@@ -93,12 +94,21 @@ def test_a_run_does_not_go_on_with_other_content(config):
     run = config.output_dir
     check_inputs(run, {"base": "b1", "a.jsonl": "a1"})
     check_inputs(run, {"base": "b1", "a.jsonl": "a1"})
-    for changed in ({"base": "b1", "a.jsonl": "a2"}, {"base": "b1", "c.jsonl": "a1"}):
-        name = [*changed][1]
-        with pytest.raises(ConfigError, match=f"other content of {name}; restore it, or choose another --output_dir"):
+    for changed, names in (
+        ({"base": "b1", "a.jsonl": "a2"}, "a.jsonl"),
+        ({"base": "b1", "c.jsonl": "a1"}, "a.jsonl, c.jsonl"),
+        ({"base": "b1"}, "a.jsonl"),
+        ({"base": "b1", "a.jsonl": "a1", "b.jsonl": "b"}, "b.jsonl"),
+        ({"a.jsonl": "a1", "base": "b1"}, "data.pairs (another order)"),
+    ):
+        expected = f"other content of {re.escape(names)}; restore it, or choose another --output_dir"
+        with pytest.raises(ConfigError, match=expected):
             check_inputs(run, changed)
     with pytest.raises(ConfigError, match=r"other content of base, a\.jsonl; restore"):
         check_inputs(run, {"base": "b2", "a.jsonl": "a2"})
+    (run / "inputs.json").write_text("{")
+    with pytest.raises(ConfigError, match=r"inputs.json is damaged; delete it if data and base are as they were"):
+        check_inputs(run, {"base": "b1"})
 
 
 def test_run_is_not_overwritten(config):

@@ -26,11 +26,11 @@ torch.set_num_threads(1)
 folder, me, cases = Path(sys.argv[1]), int(sys.argv[2]), json.loads(sys.argv[3])
 dist.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=me, world_size=3)
 dist.barrier()
-dist.distributed_c10d._set_pg_timeout(timedelta(seconds=2), dist.group.WORLD)  # not before all have started
+dist.distributed_c10d._set_pg_timeout(timedelta(seconds=6), dist.group.WORLD)  # not before all have started
 
 def read():
     if case in ("slow", "closed"):
-        time.sleep(4)
+        time.sleep(8 if case == "slow" else 1)
     with (folder / f"{case}.readers").open("a") as file:
         file.write(f"{me}\\n")
     if case == "lost":
