@@ -1,15 +1,12 @@
 """One process, and two gloo processes with different numbers of rows."""
 
 import json
-import os
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 import torch
 
 from fanoise.distributed import gather_rows, rank, row_offset, world_size
+from tests.processes import run_processes
 
 ROWS = {"uneven": (3, 1), "one has none": (0, 2), "even": (2, 2)}
 PROCESS = """
@@ -18,8 +15,8 @@ import torch, torch.distributed as dist
 from fanoise.distributed import gather_rows, rank, row_offset, world_size
 
 torch.set_num_threads(1)
-store, me, cases = sys.argv[1], int(sys.argv[2]), json.loads(sys.argv[3])
-dist.init_process_group("gloo", init_method=f"file://{store}", rank=me, world_size=2)
+folder, me, cases = sys.argv[1], int(sys.argv[2]), json.loads(sys.argv[3])
+dist.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=me, world_size=2)
 answers = {"rank": rank(), "world_size": world_size()}
 for name, counts in cases.items():
     rows = (torch.arange(2.0 * counts[me]).reshape(-1, 2) + 100 * me).requires_grad_()
@@ -40,26 +37,9 @@ def test_one_process_is_a_no_op():
 
 @pytest.fixture(scope="module")
 def answers(tmp_path_factory: pytest.TempPathFactory) -> list[dict]:
-    store = tmp_path_factory.mktemp("store") / "rendezvous"
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"}
-    processes = [
-        subprocess.Popen(
-            [sys.executable, "-c", PROCESS, str(store), str(number), json.dumps(ROWS)],
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-            env=environment,
-            cwd=Path(__file__).parents[2],
-        )
-        for number in (0, 1)
-    ]
-    try:
-        outputs = [process.communicate(timeout=120) for process in processes]
-    finally:
-        for process in processes:
-            process.kill()
-    assert [process.returncode for process in processes] == [0, 0], outputs
-    return [json.loads(out.splitlines()[-1]) for out, _ in outputs]
+    answers = run_processes(PROCESS, 2, tmp_path_factory.mktemp("distributed"), json.dumps(ROWS))
+    assert [status for status, _ in answers] == [0, 0]
+    return [json.loads(output.splitlines()[-1]) for _, output in answers]
 
 
 def test_processes_know_their_rank(answers):

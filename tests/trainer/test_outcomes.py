@@ -1,14 +1,11 @@
 """One process, and three gloo processes whose own group gives up after six seconds."""
 
 import json
-import os
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 
 from fanoise.errors import ConfigError
+from tests.processes import run_processes
 from trainer.outcomes import on_every_process, on_first_process, once_per_machine
 
 PROCESS = """
@@ -66,25 +63,9 @@ os._exit(0)
 @pytest.fixture(scope="module")
 def answers(tmp_path_factory: pytest.TempPathFactory) -> list[dict]:
     folder = tmp_path_factory.mktemp("outcomes")
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"}
-    processes = [
-        subprocess.Popen(
-            [sys.executable, "-c", PROCESS, str(folder), str(number)],
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-            env=environment,
-            cwd=Path(__file__).parents[2],
-        )
-        for number in range(3)
-    ]
-    try:
-        outputs = [process.communicate(timeout=120) for process in processes]
-    finally:
-        for process in processes:
-            process.kill()
-    assert [process.returncode for process in processes] == [0, 0, 0], outputs
-    return [json.loads(out) for out, _ in outputs]
+    answers = run_processes(PROCESS, 3, folder)
+    assert [status for status, _ in answers] == [0, 0, 0]
+    return [json.loads(output) for _, output in answers]
 
 
 @pytest.mark.parametrize(

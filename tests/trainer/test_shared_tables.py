@@ -1,13 +1,12 @@
 """Three processes of one machine, started without a launcher's variables."""
 
 import json
-import os
 import signal
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
+
+from tests.processes import run_processes
 
 CASES = ("together", "slow", "apart", "closed", "fault", "damaged", "lost")
 """`slow`: reading takes longer than the run's process group waits. `apart`: the second and third are on another
@@ -73,25 +72,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def answers(folder: Path) -> dict[str, list]:
     """What each process answered in each case, which is nothing from the first where it is lost."""
-    launcher = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE")
-    environment = {name: value for name, value in os.environ.items() if name not in launcher}
-    environment |= {"OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"}
-    processes = [
-        subprocess.Popen(
-            [sys.executable, "-c", PROCESS, str(folder), str(number), json.dumps(CASES)],
-            stderr=subprocess.PIPE,
-            text=True,
-            env=environment,
-            cwd=Path(__file__).parents[2],
-        )
-        for number in range(3)
-    ]
-    try:
-        outputs = [process.communicate(timeout=240) for process in processes]
-    finally:
-        for process in processes:
-            process.kill()
-    assert [process.returncode for process in processes] == [-signal.SIGKILL, 0, 0], outputs
+    ended = run_processes(PROCESS, 3, folder, json.dumps(CASES))
+    assert [status for status, _ in ended] == [-signal.SIGKILL, 0, 0]
     files = [folder / f"answers-{number}.jsonl" for number in range(3)]
     lines = [[json.loads(line) for line in file.read_text().splitlines()] for file in files]
     return {case: [each[number] for each in lines if len(each) > number] for number, case in enumerate(CASES)}
