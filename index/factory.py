@@ -10,7 +10,7 @@ import numpy as np
 
 from fanoise.errors import InputError
 from index.devices import fits_gpus
-from index.faiss_file import check_trainable, check_types, empty_index, faiss_reason, parts, reserve, transforms
+from index.faiss_file import check_trainable, check_types, empty_index, every_part, faiss_reason, reserve, transforms
 from index.memory import free_memory, index_memory
 from index.store import PRECISIONS, Precision, VectorStore
 from index.tuning import RECALL
@@ -149,20 +149,16 @@ def _rows_short(factory: str, count: int, dim: int) -> str:
 
 def _clusterings(index: faiss.Index) -> Iterator[tuple[faiss.ClusteringParameters, int]]:
     """Settings of each k-means within an index, and how many clusters it makes."""
-    index = faiss.downcast_index(index)
-    if isinstance(index, faiss.IndexIVF):
-        yield index.cp, index.nlist
-    if hasattr(index, "pq"):
-        yield index.pq.cp, index.pq.ksub
-    for part, _ in parts(index):
-        yield from _clusterings(part)
+    for part in every_part(index):
+        if isinstance(part, faiss.IndexIVF):
+            yield part.cp, part.nlist
+        if hasattr(part, "pq"):
+            yield part.pq.cp, part.pq.ksub
 
 
 def _rotations(index: faiss.Index) -> Iterator[faiss.OPQMatrix]:
-    index = faiss.downcast_index(index)
-    yield from (transform for transform in transforms(index) if isinstance(transform, faiss.OPQMatrix))
-    for part, _ in parts(index):
-        yield from _rotations(part)
+    for part in every_part(index):
+        yield from (transform for transform in transforms(part) if isinstance(transform, faiss.OPQMatrix))
 
 
 def _leave_codes_unsorted(index: faiss.Index) -> None:
@@ -171,11 +167,9 @@ def _leave_codes_unsorted(index: faiss.Index) -> None:
     FAISS does it by default, seconds for each byte of a code, for a kind of search that is none of ours; to the others
     a code is a number like any other.
     """
-    index = faiss.downcast_index(index)
-    if isinstance(index, faiss.IndexPQ | faiss.IndexIVFPQ):
-        index.do_polysemous_training = False
-    for part, _ in parts(index):
-        _leave_codes_unsorted(part)
+    for part in every_part(index):
+        if isinstance(part, faiss.IndexPQ | faiss.IndexIVFPQ):
+            part.do_polysemous_training = False
 
 
 def add_rows(index: faiss.Index, vectors: VectorStore) -> None:

@@ -283,6 +283,14 @@ def misfits(index: faiss.Index) -> Iterator[str]:
         yield from _misfits_of_lists(index)
 
 
+def every_part(index: faiss.Index) -> Iterator[faiss.Index]:
+    """The index and those within it, at any depth, each as the type that it is."""
+    index = faiss.downcast_index(index)
+    yield index
+    for part, _ in parts(index):
+        yield from every_part(part)
+
+
 def parts(index: faiss.Index) -> list[tuple[faiss.Index, int]]:
     """The indices within an index, and how many vectors each must have."""
     if isinstance(index, faiss.IndexPreTransform):
