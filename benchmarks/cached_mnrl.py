@@ -16,15 +16,10 @@ import argparse
 from collections.abc import Iterable
 from functools import partial
 from typing import Any
-from unittest import mock
 
+from peer import load_peer
 from timing import clock_of, how, paired, show
 
-TEMPLATE = (
-    "{% for message in messages %}{% for part in message['content'] %}{% if part['type'] == 'image' %}"
-    "<|vision_start|><|image_pad|><|vision_end|>{% else %}{{ part['text'] }}{% endif %}{% endfor %}{% endfor %}"
-    "<|endoftext|>"
-)
 LARGEST_DIFFERENCE = 1e-4
 """Of the first losses; padding to another width moves the last digits."""
 
@@ -109,10 +104,8 @@ class Ours:
 class Theirs:
     def __init__(self, training: Any, workers: int) -> None:
         import torch
-        from sentence_transformers import SentenceTransformer
         from sentence_transformers.sentence_transformer.data_collator import SentenceTransformerDataCollator
         from sentence_transformers.sentence_transformer.losses import CachedMultipleNegativesRankingLoss
-        from sentence_transformers.sentence_transformer.modules import Normalize, Pooling, Transformer
         from transformers import get_linear_schedule_with_warmup
 
         from trainer.batches import load_plan
@@ -121,13 +114,7 @@ class Theirs:
         self._plan, self._workers, self._done = load_plan(config), workers, 0
         processor = type(embedder.backbone).load_processor(config.model.base)
         processor.image_processor.size = embedder.backbone.processor.image_processor.size
-        processor.chat_template = TEMPLATE
-        automatic = "sentence_transformers.base.modules.transformer.AutoProcessor.from_pretrained"
-        with mock.patch(automatic, lambda *_, **__: processor):  # it asks for torchvision, for video
-            transformer = Transformer(config.model.base)
-        self._model = SentenceTransformer(
-            modules=[transformer, Pooling(embedder.dim, pooling_mode="lasttoken"), Normalize()], device="cpu"
-        )
+        self._model = load_peer(config.model.base, processor, dim=embedder.dim)
         if config.lora.enabled:
             from peft import LoraConfig
 

@@ -26,10 +26,13 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from peer import load_peer
 from timing import how, paired, show
 
-SIZES = {"tiny": (128, 4, 2), "small": (384, 12, 6), "base": (768, 12, 12)}
-"""Width, layers and heads of both towers; `base` is ViT-B/32, `small` as ViT-S/32."""
+CLIPS = {"tiny": (128, 4, 2), "small": (384, 12, 6), "base": (768, 12, 12)}
+"""Width, layers and heads of both towers of a CLIP; `base` is ViT-B/32, `small` as ViT-S/32."""
+VLM = "vlm"
+"""A Qwen2-VL, which sees each photo in its own size; see `save_vlm`."""
 LARGEST_DIFFERENCE = 1e-5
 SMALL_PHOTOS = 200
 SAMPLES_A_SECOND = 4
@@ -37,9 +40,16 @@ SAMPLES_A_SECOND = 4
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--photos", type=Path, help="folder with photos (default: some are drawn, 640 × 640 pixels)")
+    parser.add_argument(
+        "--photos", type=Path, nargs="+", help="folders with photos (default: some are drawn, 640 × 640 pixels)"
+    )
     parser.add_argument("--count", type=int, default=512, help="photos that are encoded (default: %(default)s)")
-    parser.add_argument("--sizes", nargs="+", choices=SIZES, default=list(SIZES), help="models (default: all)")
+    parser.add_argument(
+        "--sizes", nargs="+", choices=(*CLIPS, VLM), default=list(CLIPS), help="models (default: CLIPs)"
+    )
+    parser.add_argument(
+        "--opened", action="store_true", help="give theirs opened images, which it sorts by pixels, not paths"
+    )
     parser.add_argument("--rounds", type=int, default=5, help="turns of each side (default: %(default)s)")
     parser.add_argument("--workers", type=int, help="our worker processes (default: as `index build` by the cores)")
     parser.add_argument("--rows", type=int, default=100_000, help="of the memory table (default: %(default)s)")
@@ -73,8 +83,9 @@ def show_speed(folder: Path, options: argparse.Namespace) -> None:
     photos = take_photos(options.photos, folder / "photos", options.count)
     rows = []
     for size in options.sizes:
-        save_clip(folder / size, size)
-        ours, theirs = Ours(folder, size, photos, workers), Theirs(folder / size, photos)
+        (save_vlm if size == VLM else save_clip)(folder / size, size)
+        ours = Ours(folder, size, photos, workers)
+        theirs = Theirs(folder / size, photos, ours.embedder if size == VLM else None, opened=options.opened)
         check_same_vectors(ours, theirs)
         times = paired({"ours": ours.encode, "theirs": theirs.encode}, rounds=options.rounds)
         speeds = [f"{1e3 * len(photos) / times.median_ms(name):.1f}" for name in ("theirs", "ours")]
@@ -92,7 +103,7 @@ class Ours:
         from fanoise import Embedder
 
         self._catalog, self._folder = photos[0].parent, folder / f"indices-{size}"
-        self._embedder, self._workers = Embedder.from_pretrained(folder / size, device="cpu"), workers
+        self.embedder, self._workers = Embedder.from_pretrained(folder / size, device="cpu"), workers
         self.shares: list[float] = []
         """Of the model in the time of each call."""
 
@@ -108,14 +119,14 @@ class Ours:
 
         out = self._folder / str(len(self.shares))  # removing it would be part of the time
         start = time.perf_counter()
-        shape = ShardOptions(dim=self._embedder.dim, precision="fp32")
-        state, fingerprint = catalog_state(self._catalog), self._embedder.fingerprint
+        shape = ShardOptions(dim=self.embedder.dim, precision="fp32")
+        state, fingerprint = catalog_state(self._catalog), self.embedder.fingerprint
         plan = Plan(catalog=state, reading={}, fingerprint=fingerprint, shard_rows=SHARD_ROWS, options=shape)
         folder = PlanFolder(out, plan)
         with (
             folder.open(fresh=True) as claims,
             Encoder(
-                self._embedder, shape, batch_size=32, workers=self._workers, index=out, root=self._catalog
+                self.embedder, shape, batch_size=32, workers=self._workers, index=out, root=self._catalog
             ) as encoder,
         ):
             run = ShardRun(folder, claims, shard_rows=SHARD_ROWS, progress=Progress("", None, shown=False))
@@ -125,15 +136,22 @@ class Ours:
 
 
 class Theirs:
-    def __init__(self, checkpoint: Path, photos: list[Path]) -> None:
+    def __init__(self, checkpoint: Path, photos: list[Path], vlm: Any | None, *, opened: bool) -> None:
         from sentence_transformers import SentenceTransformer
         from sentence_transformers.sentence_transformer.modules import Normalize, Transformer
 
-        self._model = SentenceTransformer(modules=[Transformer(str(checkpoint)), Normalize()], device="cpu")
-        self._photos = [str(photo) for photo in photos]
+        if vlm is None:
+            self._model = SentenceTransformer(modules=[Transformer(str(checkpoint)), Normalize()], device="cpu")
+        else:
+            processor = type(vlm.backbone).load_processor(checkpoint)
+            self._model = load_peer(checkpoint, processor, dim=vlm.dim, prompt=vlm.prompts["item"])
+        self._photos, self._opened = photos, opened
 
     def encode(self) -> Any:
-        return self._model.encode(self._photos, batch_size=32, show_progress_bar=False)
+        from PIL import Image
+
+        photos = [Image.open(photo) if self._opened else str(photo) for photo in self._photos]
+        return self._model.encode(photos, batch_size=32, show_progress_bar=False)
 
 
 def check_same_vectors(ours: Ours, theirs: Theirs) -> None:
@@ -144,16 +162,26 @@ def check_same_vectors(ours: Ours, theirs: Theirs) -> None:
         raise SystemExit(f"error: the vectors differ by {difference:.1e}, more than {LARGEST_DIFFERENCE}")
 
 
-def take_photos(source: Path | None, folder: Path, count: int, *, side: int = 640) -> list[Path]:
-    """So many photos in a folder of their own, in the order of their names: links to those of `source`, or drawn."""
+def take_photos(sources: list[Path] | None, folder: Path, count: int, *, side: int = 640) -> list[Path]:
+    """So many photos in a folder of their own: links to those of `sources`, drawn by lot where there are several.
+
+    Without `sources` they are made.
+    """
+    import numpy as np
+
     from demo import products
     from fanoise.images import IMAGE_SUFFIXES
 
     folder.mkdir()
-    if source is not None:
-        found = sorted(path for path in source.rglob("*") if path.suffix.lower() in IMAGE_SUFFIXES)[:count]
+    if sources is not None:
+        found = [
+            path for source in sources for path in sorted(source.rglob("*")) if path.suffix.lower() in IMAGE_SUFFIXES
+        ]
         if len(found) < count:
-            raise SystemExit(f"error: {source} holds {len(found)} photos, not the {count} of --count")
+            raise SystemExit(f"error: the folders hold {len(found)} photos, not the {count} of --count")
+        if len(sources) > 1:
+            found = [found[place] for place in np.random.default_rng(5).permutation(len(found))]
+        found = found[:count]
         for number, path in enumerate(found):
             (folder / f"{number:06d}{path.suffix}").symlink_to(path.resolve())
     else:
@@ -175,7 +203,7 @@ def save_clip(folder: Path, size: str) -> None:
     side = {"height": 224, "width": 224}
     processor = {"image_processor_type": "CLIPImageProcessor", "size": {"shortest_edge": 224}, "crop_size": side}
     (folder / "preprocessor_config.json").write_text(json.dumps(processor))
-    width, layers, heads = SIZES[size]
+    width, layers, heads = CLIPS[size]
     tower = {
         "hidden_size": width,
         "intermediate_size": 4 * width,
@@ -190,6 +218,16 @@ def save_clip(folder: Path, size: str) -> None:
     )
     torch.manual_seed(5)
     transformers.CLIPModel(config).save_pretrained(folder)
+
+
+def save_vlm(folder: Path, _: str) -> None:
+    """A random Qwen2-VL, whose language tower does more than half of the work, as in the 7B; 1,280 tokens at most."""
+    from demo.base import BaseSize, save_random_base
+
+    size = BaseSize(
+        hidden_size=512, layers=3, heads=8, vision_size=128, vision_layers=2, vision_heads=4, max_pixels=1280 * 28**2
+    )
+    save_random_base(folder, ["a photo of a thing"], size=size, seed=5)
 
 
 # memory

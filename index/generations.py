@@ -54,8 +54,6 @@ LOCK = ".lock"
 _PARTIAL = ".partial-"
 _STAGE = f"{_PARTIAL}generation"
 _GENERATION = re.compile(r"generation-(\d{6,})")
-_FORMAT_1 = (VECTORS, ITEMS, FAISS_INDEX, REJECTS)
-"""Files that lay in the folder itself before there were generations."""
 _TRIES = 5
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
@@ -110,9 +108,6 @@ class Writer:
         self.stage.rename(manifest.generation_in(self.folder))
         sync_directory(self.folder)  # the generation must be on the disk before the manifest that names it
         manifest.write(self.folder)
-        if self.manifest is None:  # else files of these names are not ours
-            for name in _FORMAT_1:
-                _remove(self.folder / name)
         _clean_up(self.folder, sweep=ITEMS not in self._kept)
         return manifest
 
@@ -223,8 +218,17 @@ def check_folder(folder: Path) -> None:
     names = {entry.name for entry in folder.iterdir()}
     own = {LOCK, THUMBNAILS, ENCODING}
     foreign = [name for name in names if not (name in own or name.startswith(_PARTIAL) or _GENERATION.fullmatch(name))]
-    if foreign and MANIFEST not in names:
+    if foreign and not (MANIFEST in names and (_generations(folder) or _is_manifest(folder / MANIFEST))):
         raise InputError(f"--out {folder} is not empty and not an index; name another folder or empty it")
+
+
+def _is_manifest(file: Path) -> bool:
+    """Whether this is an index's, of any version. Web pages and browser extensions have files of this name, too."""
+    try:
+        content = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
+        return False
+    return isinstance(content, dict) and content.keys() >= {"format_version", "embedder"}
 
 
 def _clean_up(folder: Path, *, sweep: bool = False) -> None:
@@ -240,7 +244,7 @@ def _clean_up(folder: Path, *, sweep: bool = False) -> None:
         kept = {manifest.generation, manifest.generation - 1}
     except InputError:  # without a manifest nothing here is committed
         manifest, kept = None, set()
-    except ArtifactError:  # damaged, or of format 1: everything stays until a build replaces it
+    except ArtifactError:  # damaged, or of another version: everything stays until a build replaces it
         return
     for number, path in _generations(folder).items():
         if number not in kept:
@@ -270,9 +274,10 @@ def _remove(path: Path) -> None:
 
 def _remove_if_empty(folder: Path) -> None:
     """Leave no folder behind where a first build came to nothing. We hold the lock, which goes last."""
-    if {path.name for path in folder.iterdir()} <= {LOCK}:
-        (folder / LOCK).unlink()
-        folder.rmdir()
+    with suppress(OSError):  # a file that somebody put there meanwhile must not hide the error that ended the build
+        if {path.name for path in folder.iterdir()} <= {LOCK}:
+            (folder / LOCK).unlink()
+            folder.rmdir()
 
 
 def _generations(folder: Path) -> dict[int, Path]:

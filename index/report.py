@@ -77,7 +77,7 @@ def _reasons(kinds: Sequence[Kind], taken: Taken) -> list[str]:
 def describe_change(folder: Path, command: str, change: Change, seconds: float) -> str:
     """What `add`, `update`, `delete` or `compact` did."""
     manifest = change.manifest
-    if not (change.added or change.deleted or command == "compact"):
+    if not (change.added or change.deleted or change.rejected or command == "compact"):
         return f"No item matches; {folder} is as it was."
     done = {
         "add": f"Added {_count(change.added, 'item')}"

@@ -20,8 +20,8 @@ from index.parquet import read_parquet
 
 LONGEST_SIDE = 320
 _SYNCED_AT_ONCE = 8
-_OURS = re.compile(r"([0-9a-f]{64}|\d+)\.jpg|\.new-.*")
-"""Ours, those of format 1 (by row), and those that a killed process did not finish."""
+_OURS = re.compile(r"[0-9a-f]{64}\.jpg|\.new-.*")
+"""Ours, and those that a killed process did not finish."""
 _DIGEST = re.compile(r"[0-9a-f]{64}")
 
 

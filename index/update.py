@@ -7,7 +7,7 @@ number goes into deleted.npy, and no search returns it. `compact` makes an index
 import json
 import shutil
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from contextlib import ExitStack, closing
+from contextlib import closing
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import chain
@@ -21,9 +21,10 @@ import pyarrow.parquet as pq
 
 from fanoise.errors import ArtifactError, CatalogError, InputError, one_line
 from index.ann import Queries, tune_and_measure, write_ann
+from index.encoding.cut import referenced_images
 from index.encoding.earlier import write_earlier
 from index.encoding.intake import Intake, Taken, check_apart
-from index.encoding.plan import remove_finished
+from index.encoding.plan import PlanFolder, remove_finished
 from index.encoding.shard import ITEM
 from index.factory import add_rows, check_factory
 from index.faiss_file import read_index, write_index
@@ -92,7 +93,7 @@ def add_items(
         old = writer.manifest
         old.check_embedder(writer.folder, embedder)
         given = {name: value for name, value in options.items() if value is not None}
-        intake = Intake(embedder=embedder, catalog=catalog, out=writer.folder, **(_as_built(writer) | given))
+        intake = Intake(embedder=embedder, catalog=catalog, out=writer.folder, **(_as_built(writer, given) | given))
         try:
             with closing(_Current(writer)) as current:
                 return _add(writer, intake, existing, current)
@@ -102,10 +103,9 @@ def add_items(
 
 
 def _add(writer: Writer, intake: Intake, existing: Existing, current: "_Current") -> Change:
-    old = current.manifest
     remove_finished(writer.folder, current.folder)
     asked = _check_names(intake, existing, current)
-    with intake.planned() as (plan, claims), ExitStack() as stack:
+    with intake.planned() as (plan, claims):
         run = intake.encode(plan, claims, known=[current.folder], total=len(asked))
         if run.missing():
             raise InputError(f"{writer.folder} is being built from the same catalogue; wait for that to end")
@@ -118,39 +118,65 @@ def _add(writer: Writer, intake: Intake, existing: Existing, current: "_Current"
             earlier=_write_earlier(writer, intake, current, asked),
             never_skipped={names[0] for names in asked if not known.isdisjoint(names)},  # else the old rows would stay
         )
-        added = stack.enter_context(closing(_read_items(new / ITEMS)))
+        shutil.rmtree(writer.stage / _EARLIER, ignore_errors=True)
+        taken = intake.taken(run, assembled)
+        if assembled.count:
+            change = _commit_rows(writer, intake, existing, current, new, plan, taken)
+        else:  # all are near-duplicates of rows that are there: only the ledger is another
+            _merge_ledgers(current.folder / REJECTS, new / REJECTS, writer.stage / REJECTS, set())
+            shutil.rmtree(new)
+            writer.keep(VECTORS, ITEMS, FAISS_INDEX, DELETED)
+            change = Change(manifest=writer.commit(), **taken)
+        plan.remove_assembled(added=True)
+        sweep_thumbnails(writer.folder)
+    return change
+
+
+def _commit_rows(
+    writer: Writer,
+    intake: Intake,
+    existing: Existing,
+    current: "_Current",
+    new: Path,
+    plan: PlanFolder,
+    taken: Mapping[str, Any],
+) -> Change:
+    """Append the rows whose files are in the folder `new`, which is removed."""
+    old = current.manifest
+    with closing(_read_items(new / ITEMS)) as added:  # the folder of an open file may not go, as on NFS
         rows = names_of_rows(added, old.group_by)
         names = {name for row in rows for name in row}
         known, groups = current.known(names), current.groups(rows)
         if late := odd_rows(existing, rows, known, groups):
             error = refusal(existing, late, late[0], known, groups, intake.catalog)
             raise InputError(f"rows could not be read before, and can be now: {error}")
-        replaced = current.rows_named(names)
-        _merge_ledgers(current.folder / REJECTS, new / REJECTS, writer.stage / REJECTS, names)
-        ann = _join(writer, current, new, replaced, lambda: text_queries(intake.embedder, None, writer.stage))
-        shutil.rmtree(writer.stage / _EARLIER, ignore_errors=True)
-        ref = intake.ref()
-        group_by = old.group_by
-        if group_by is None and ITEM not in current.items.field_names and any(id != item for id, item in rows):
-            group_by = ITEM
-        added.close()  # the folder of an open file may not go, as on NFS
-        shutil.rmtree(new)
-        notes = _narrowed(current.items.schema, pq.read_schema(writer.stage / ITEMS))
-        plan.mark_assembled(writer.stage / ITEMS, added=True)
-        manifest = writer.commit(**ann, group_by=group_by, added=[*(r for r in old.added if r != ref), ref])
-        taken = intake.taken(run, assembled)
-        plan.remove_assembled(added=True)
-        sweep_thumbnails(writer.folder)
-    return Change(manifest=manifest, added=len(added), deleted=len(replaced), notes=notes, **taken)
+        count = len(added)
+    replaced = current.rows_named(names)
+    _merge_ledgers(current.folder / REJECTS, new / REJECTS, writer.stage / REJECTS, names)
+    ann = _join(writer, current, new, replaced, lambda: text_queries(intake.embedder, None, writer.stage))
+    shutil.rmtree(new)
+    ref, group_by = intake.ref(), old.group_by
+    if group_by is None and ITEM not in current.items.field_names and any(id != item for id, item in rows):
+        group_by = ITEM
+    notes = _narrowed(current.items.schema, pq.read_schema(writer.stage / ITEMS))
+    plan.mark_assembled(writer.stage / ITEMS, added=True)
+    manifest = writer.commit(**ann, group_by=group_by, added=[*(r for r in old.added if r != ref), ref])
+    return Change(manifest=manifest, added=count, deleted=len(replaced), notes=notes, **taken)
 
 
-def _as_built(writer: Writer) -> dict[str, Any]:
-    """Fields of `Intake` as the build had them, but for what it was allowed."""
+def _as_built(writer: Writer, given: Mapping[str, Any]) -> dict[str, Any]:
+    """Fields of `Intake` as the build had them, but for what it was allowed.
+
+    Raises: NotAllowedError where that is images elsewhere, as in `referenced_rows`, and `given` does not say it again.
+    """
     assert writer.manifest is not None
     old, options = writer.manifest, writer.manifest.catalog.options
     fields: dict[str, Any] = {"text": old.catalog.text, "dim": old.dim, "precision": old.precision}
     fields |= {name: options[name] for name in ("image", "vectors", "near_duplicates") if name in options}
-    return fields | ({"images": writer.folder / options["images"]} if "images" in options else {})
+    if "images" not in given:
+        allowed = bool(given.get("allow_outside"))
+        fields["images"] = referenced_images(old.catalog, writer.folder, allow_outside=allowed)
+    return fields
 
 
 def _check_names(intake: Intake, existing: Existing, current: "_Current") -> list[Names]:

@@ -66,10 +66,11 @@ def assemble(
         never_skipped: ids of rows whose near-duplicates are reported even then.
         earlier: a folder of `write_earlier`, with rows that come before those of all shards.
         max_rejects: the share of rows above which nothing is made of them.
-    Raises: CatalogError, with the reasons, if there is nothing to index or too much was rejected.
+    Raises: CatalogError, with the reasons, if too much was rejected or there is nothing to index; that all is skipped,
+        since earlier rows have it, is no fault.
     """
     firsts = _first_ids(shards, earlier, index, progress=progress) if near_duplicates else None
-    kept, rejected, named = [], 0, 0
+    kept, rejected, skipped, named = [], 0, 0, 0
     (folder / REJECTS).write_bytes(b"")
     for number, shard in enumerate(shards):
         rejects = list(read_rejects(shard / REJECTS))
@@ -77,13 +78,14 @@ def assemble(
         if firsts is not None and near_duplicates == "skip":
             mask = _is_kept(shard, firsts[number], never_skipped)
             rejects += _skipped(shard, firsts[number], mask)
+            skipped += int((~mask).sum())
         if firsts is not None:
             named += int(firsts[number].is_valid().to_numpy(zero_copy_only=False)[mask].sum())
         write_rejects(folder / REJECTS, rejects)
         kept.append(mask)
         rejected += len(rejects)
     count = sum(int(mask.sum()) for mask in kept)
-    _check_rejects(folder / REJECTS, count, rejected, max_rejects)
+    _check_rejects(folder / REJECTS, count, rejected, max_rejects, skipped=skipped)
     with VectorWriter(folder / VECTORS, dim, precision) as vectors:
         for shard, mask in zip(shards, kept, strict=True):
             vectors.copy(VectorStore.open(shard / VECTORS, in_passing=True), np.flatnonzero(mask))
@@ -167,9 +169,9 @@ def _skipped(shard: Path, firsts: pa.Array, kept: np.ndarray) -> Iterator[Reject
             yield Reject(row["id"], row["image"], f"near-duplicate of {first!r}")
 
 
-def _check_rejects(ledger: Path, count: int, rejected: int, most: float) -> None:
+def _check_rejects(ledger: Path, count: int, rejected: int, most: float, *, skipped: int) -> None:
     share = rejected / max(1, count + rejected)
-    if count and share <= most:
+    if count + skipped and share <= most:
         return
     if not count + rejected:
         raise CatalogError("nothing to index: the catalogue has no rows")

@@ -60,18 +60,24 @@ def referenced_rows(ref: CatalogRef, index: Path, *, allow_outside: bool, allow_
             options that say nothing of where images are, of a later version or made up, are left aside.
     Raises: NotAllowedError for such a folder without it.
     """
-    catalog = index / ref.path
     reading: dict[str, Any] = {"allow_outside": allow_outside, "allow_urls": allow_urls}
     if "image" in ref.options:
         reading["image"] = ref.options["image"]
-    if "images" in ref.options:
-        images = reading["images"] = index / ref.options["images"]
-        if not allow_outside and not images.resolve().is_relative_to(catalog_root(catalog).resolve()):
-            raise NotAllowedError(
-                f"{index}: its manifest reads images in {images.resolve()}, outside the folder of catalogue "
-                f"{ref.name}; if it may, say so with --allow-outside"
-            )
-    return catalog_rows(catalog, text=ref.text, **reading)
+    images = referenced_images(ref, index, allow_outside=allow_outside)
+    return catalog_rows(index / ref.path, text=ref.text, **reading, **({} if images is None else {"images": images}))
+
+
+def referenced_images(ref: CatalogRef, index: Path, *, allow_outside: bool) -> Path | None:
+    """Where image paths of this catalogue start, if it is not beside it. Raises as `referenced_rows`."""
+    if "images" not in ref.options:
+        return None
+    images, catalog = index / ref.options["images"], index / ref.path
+    if not allow_outside and not images.resolve().is_relative_to(catalog_root(catalog).resolve()):
+        raise NotAllowedError(
+            f"{index}: its manifest reads images in {images.resolve()}, outside the folder of catalogue "
+            f"{ref.name}; if it may, say so with --allow-outside"
+        )
+    return images
 
 
 def cut(rows: Iterable[Item | Reject], size: int = SHARD_ROWS) -> Iterator[Shard]:

@@ -213,10 +213,22 @@ def test_a_folder_that_is_no_index_is_never_replaced(embedder, new_catalog, tmp_
     assert catalog.exists()
 
 
+@pytest.mark.parametrize("manifest", ['{"manifest_version": 3, "name": "an extension"}', "[]", "not JSON"])
+def test_a_manifest_of_something_else_makes_no_index(embedder, new_catalog, tmp_path, manifest):
+    site = tmp_path / "site"
+    site.mkdir()
+    for name, text in (("manifest.json", manifest), ("items.parquet", "mine")):
+        (site / name).write_text(text)
+    with pytest.raises(InputError, match="not empty and not an index"):
+        build_index(embedder, new_catalog(), site, progress=False)
+    assert entries(site) == ["items.parquet", "manifest.json"]
+    assert (site / "manifest.json").read_text() == manifest
+
+
 def test_foreign_files_beside_an_index_stay(embedder, built, tmp_path):
     (built / "notes.txt").write_text("mine")
     (built / "thumbnails" / "mine.png").write_text("mine")
-    (built / "items.parquet").write_text("mine")  # as a file of format 1 was called
+    (built / "items.parquet").write_text("mine")
     build_index(embedder, tmp_path / "goods" / "catalog.csv", built, progress=False)
     for name in ("notes.txt", "thumbnails/mine.png", "items.parquet"):
         assert (built / name).read_text() == "mine"
@@ -225,11 +237,9 @@ def test_foreign_files_beside_an_index_stay(embedder, built, tmp_path):
 @pytest.mark.parametrize("damage", ["", "{}", '{"format_version": 1}'])
 def test_an_index_that_cannot_be_read_is_replaced_once_the_new_one_is_whole(embedder, built, tmp_path, damage):
     (built / "manifest.json").write_text(damage)
-    (built / "vectors.npy").write_text("of format 1")
-    (built / "thumbnails" / "0.jpg").write_text("of format 1")
     with pytest.raises(CatalogError, match="no such"):
         build_index(embedder, tmp_path / "none.csv", built, progress=False)
-    assert {"vectors.npy", "generation-000001"} < set(entries(built))
+    assert "generation-000001" in entries(built)
     build_index(embedder, tmp_path / "goods" / "catalog.csv", built, progress=False)
     assert entries(built) == [".lock", "generation-000001", "generation-000002", "manifest.json", "thumbnails"]
     assert len(Index.open(built)) == 40

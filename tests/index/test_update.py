@@ -450,6 +450,19 @@ def test_added_rows_are_read_as_in_the_build_but_need_their_own_permission(embed
     assert verify_index(folder, embedder=embedder, reencode=9, allow_outside=True) == []
 
 
+def test_images_elsewhere_are_not_read_because_a_manifest_says_so(embedder, tmp_path):
+    for folder in ("goods", "private"):
+        draw(tmp_path / folder / "0.png", 1)
+        (tmp_path / folder / "list.csv").write_text(f"id,image\n{folder},0.png\n")
+    index, private = tmp_path / "index", tmp_path / "private"
+    build_index(embedder, tmp_path / "goods" / "list.csv", index, images=private, progress=False)
+    more = tmp_path / "private" / "list.csv"
+    with pytest.raises(CatalogError, match=r"reads images in .*private, outside the folder .*--allow-outside"):
+        add_items(embedder, more, index, progress=False)
+    assert add_items(embedder, more, index, images=private, progress=False).added == 1
+    assert add_items(embedder, more, index, existing="require", allow_outside=True, progress=False).added == 1
+
+
 def test_replacing_by_the_same_content_copies_the_vector(embedder, built, tmp_path):
     catalog = tmp_path / "goods" / "catalog.csv"
     catalog.write_text(catalog.read_text().replace("thing number 7,", "thing number seven,"))

@@ -8,6 +8,7 @@ import pytest
 from PIL import Image
 
 import index.encoding.earlier
+from fanoise.errors import CatalogError
 from index.build import build_index
 from index.encoding.earlier import write_earlier
 from index.encoding.near_duplicates import signature
@@ -53,6 +54,27 @@ def test_near_duplicates_are_treated_as_in_the_build(embedder, photos):
     assert Index.open(folder).values("duplicate_of").to_pylist() == [None] * 4 + ["2.png"]
     change = add_items(embedder, more("d", copy3=2), folder, near_duplicates="off", progress=False)
     assert (change.added, change.duplicates) == (1, 0)
+
+
+def test_an_add_of_near_duplicates_alone_is_no_fault(embedder, photos):
+    folder, more = photos
+    (more("b", copy=1) / "broken.png").write_bytes(b"no picture")
+    change = add_items(embedder, folder.parent / "b", folder, progress=False)
+    assert (change.added, change.deleted, change.rejected, change.duplicates) == (0, 0, 2, 1)
+    index = Index.open(folder)
+    assert index.manifest == change.manifest and index.manifest.generation == 2
+    assert index.live_ids == ["0.png", "1.png", "2.png"]
+    ledger = (index.generation_folder / "rejects.jsonl").read_text().splitlines()
+    assert {json.loads(line)["id"] for line in ledger} == {"copy.png", "broken.png"}
+    assert not (folder / "encoding").exists()
+    assert verify_index(folder, embedder=embedder, reencode=9) == []
+    text = describe_change(folder, "add", change, 1.0)
+    assert text.startswith("Added 0 items in 1.0 s") and "near-duplicate of '1.png'" in text
+
+    (folder.parent / "c").mkdir()
+    (folder.parent / "c" / "broken.png").write_bytes(b"no picture")
+    with pytest.raises(CatalogError, match="all 1 rows were rejected"):
+        add_items(embedder, folder.parent / "c", folder, progress=False)
 
 
 def test_what_is_replaced_or_deleted_has_no_near_duplicates(embedder, photos):
