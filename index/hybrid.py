@@ -29,6 +29,7 @@ import pyarrow as pa
 from tqdm import tqdm
 
 from fanoise.errors import InputError
+from index.backends.base import check_k
 from index.exact import first_of_each
 from index.hits import Hit
 from index.items import field_names
@@ -69,6 +70,7 @@ def rank_hybrid(
         text: what the words of items are compared with.
     Raises: InputError, as `Index.search`, and where bm25s is not installed.
     """
+    check_k(k)
     depth = max(_LEAST_DEPTH, _DEPTH * k)
     [scores], [rows] = index.search(vector, depth, where, group_by=group_by, min_score=min_score)
     cosine = {int(row): float(score) for row, score in zip(rows, scores, strict=True) if row >= 0}

@@ -218,8 +218,10 @@ def _check_columns(schema: pa.Schema) -> None:
     missing = [name for name in COLUMNS if name not in schema.names]
     if missing:
         raise ValueError(f"columns missing: {', '.join(missing)}")
-    if SIGNATURE in schema.names and schema.field(SIGNATURE).type != pa.binary():
-        raise ValueError("its signatures are no bytes")
+    for name in (*COLUMNS, SIGNATURE):
+        expected = {"row": pa.int64(), SIGNATURE: pa.binary()}.get(name, pa.string())
+        if name in schema.names and schema.field(name).type != expected:
+            raise ValueError(f"its column {name} is of type {schema.field(name).type} instead of {expected}")
     if "fields" in schema.names and not pa.types.is_struct(schema.field("fields").type):
         raise ValueError("its fields are no struct")
 

@@ -18,19 +18,18 @@ Layout of an index folder, all of it relocatable, nothing pickled:
 
 import hashlib
 import json
-import math
 import os
 import platform
 from collections.abc import Iterable, Iterator
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from types import UnionType
-from typing import TYPE_CHECKING, Any, Literal, Self, TypedDict, get_args, get_origin, get_type_hints, is_typeddict
+from typing import TYPE_CHECKING, Any, Literal, Self, TypedDict
 
 import fanoise
 from fanoise.errors import ArtifactError, InputError, one_line
 from fanoise.storage import sha256_file, write_atomic
+from index.checked import UNFIT, Checked, record_of
 from index.store import Precision
 
 if TYPE_CHECKING:
@@ -48,12 +47,11 @@ THUMBNAILS = "thumbnails"
 ENCODING = "encoding"
 REBUILD = "`python -m index build --embedder … --catalog … --out …`"
 
-
 LONGEST_FACTORY = 256
 """Characters of a FAISS factory string, which FAISS takes apart with regular expressions that recurse."""
+_MOST_DIM = 1 << 20
+"""FAISS counts dimensions, and bytes of a vector, in 32 bits."""
 _MOST_MS = 1e6
-_DEEPEST = 8
-"""Levels of lists and objects within a value of any type."""
 
 
 class CatalogOptions(TypedDict, total=False):
@@ -90,16 +88,8 @@ class Tuning(TypedDict, total=False):
     """`ann_overlap` right after tuning: what additions are judged by, however many there are."""
 
 
-class _Checked:
-    """A dataclass whose values are of the types that its annotations say, at any depth: ValueError for others."""
-
-    def __post_init__(self) -> None:
-        for name, kind in get_type_hints(type(self)).items():
-            _check_type(name, getattr(self, name), kind)
-
-
 @dataclass(frozen=True, kw_only=True)
-class FileRecord(_Checked):
+class FileRecord(Checked):
     sha256: str
     size_bytes: int
 
@@ -109,7 +99,7 @@ class FileRecord(_Checked):
 
 
 @dataclass(frozen=True, kw_only=True)
-class EmbedderRef(_Checked):
+class EmbedderRef(Checked):
     """Where the embedder is (`path` relative to the index folder, or a `hub_id`) and what it was."""
 
     name: str
@@ -123,7 +113,7 @@ class EmbedderRef(_Checked):
 
 
 @dataclass(frozen=True, kw_only=True)
-class CatalogRef(_Checked):
+class CatalogRef(Checked):
     """The catalogue, `path` relative to the index folder; `text` is the column or template, None the default.
 
     `options` are the other arguments of `fanoise.catalog.read_catalog` that differ from their defaults; `vectors`, the
@@ -137,7 +127,7 @@ class CatalogRef(_Checked):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Manifest(_Checked):
+class Manifest(Checked):
     """Everything `Index.open` checks, and what a reader of results needs to know. See the module for the folder."""
 
     format_version: int = FORMAT_VERSION
@@ -188,6 +178,8 @@ class Manifest(_Checked):
             raise ValueError(f"deleted must be below count {self.count}, got {self.deleted}")
         if len(self.factory) > LONGEST_FACTORY:
             raise ValueError(f"factory must have at most {LONGEST_FACTORY} characters, got {len(self.factory)}")
+        if self.embedder_dim > _MOST_DIM:
+            raise ValueError(f"embedder_dim must be at most {_MOST_DIM}, got {self.embedder_dim}")
         if self.dim > self.embedder_dim:
             raise ValueError(f"dim must be at most embedder_dim {self.embedder_dim}, got {self.dim}")
         recalls = [self.ann_overlap, *(point["recall"] for point in self.curve)]
@@ -245,12 +237,12 @@ class Manifest(_Checked):
             if content.pop("digest", None) != _digest(content):
                 raise ValueError("its digest does not match its content")
             json.dumps(content, ensure_ascii=False).encode()  # UnicodeEncodeError for half a character
-            content["embedder"] = _record(EmbedderRef, content["embedder"])
-            content["catalog"] = _record(CatalogRef, content["catalog"])
-            content["added"] = [_record(CatalogRef, catalog) for catalog in content["added"]]
-            content["files"] = {name: _record(FileRecord, record) for name, record in content["files"].items()}
-            return _record(cls, content)
-        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+            content["embedder"] = record_of(EmbedderRef, content["embedder"])
+            content["catalog"] = record_of(CatalogRef, content["catalog"])
+            content["added"] = [record_of(CatalogRef, catalog) for catalog in content["added"]]
+            content["files"] = {name: record_of(FileRecord, record) for name, record in content["files"].items()}
+            return record_of(cls, content)
+        except UNFIT as error:
             raise ArtifactError(f"{file} is damaged ({one_line(error)}); rebuild the index with {REBUILD}") from error
 
     def file_problems(
@@ -306,64 +298,6 @@ def generation_path(folder: Path, number: int) -> Path:
 def relative_to_index(path: Path, folder: Path) -> str:
     """`path` as seen from the index folder, so that both can move together."""
     return Path(os.path.relpath(path.resolve(), folder.resolve())).as_posix()
-
-
-def _record(cls: type[Any], content: dict[str, Any]) -> Any:
-    known, given = {f.name for f in fields(cls)}, set(content)
-    if known != given:
-        raise ValueError(f"keys missing: {sorted(known - given)}, unknown: {sorted(given - known)}")
-    return cls(**content)
-
-
-def _check_type(name: str, value: Any, kind: Any) -> None:
-    """Raise ValueError, naming the place, for a value, as JSON has it, that is not of the annotated type.
-
-    Of a TypedDict, keys that it does not name are left alone: a later version may have written them.
-    """
-    origin, parts = get_origin(kind), get_args(kind)
-    if kind is Any:
-        _check_depth(name, value)
-    elif is_typeddict(kind):
-        _check_instance(name, value, dict)
-        for key, part in get_type_hints(kind).items():
-            if key in value:
-                _check_type(f"{name}.{key}", value[key], part)
-            elif key in kind.__required_keys__:
-                raise ValueError(f"{name} lacks {key!r}")
-    elif origin is UnionType:
-        fitting = [part for part in parts if isinstance(value, get_origin(part) or part)]
-        _check_type(name, value, (fitting or parts)[0])
-    elif origin is Literal:
-        if value not in parts:
-            raise ValueError(f"{name} must be one of {', '.join(map(str, parts))}, got {value!r}")
-    elif origin is list:
-        _check_instance(name, value, (list, tuple))
-        for i, one in enumerate(value):
-            _check_type(f"{name}[{i}]", one, parts[0])
-    elif origin is dict:
-        _check_instance(name, value, dict)
-        for key, one in value.items():
-            _check_type(f"{name}.{key}", one, parts[1])
-    elif kind is float:
-        _check_instance(name, value, (int, float))
-        if not math.isfinite(value):
-            raise ValueError(f"{name} must be finite, got {value!r}")
-    else:
-        _check_instance(name, value, kind)
-
-
-def _check_instance(name: str, value: Any, kind: type | tuple[type, ...]) -> None:
-    if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):
-        kinds = kind if isinstance(kind, tuple) else (kind,)
-        raise ValueError(f"{name} must be of type {' or '.join(k.__name__ for k in kinds)}, got {value!r:.60}")
-
-
-def _check_depth(name: str, value: Any, depth: int = 0) -> None:
-    if depth > _DEEPEST:
-        raise ValueError(f"{name} is nested more than {_DEEPEST} deep")
-    inner = value.values() if isinstance(value, dict) else value if isinstance(value, (list, tuple)) else ()
-    for one in inner:
-        _check_depth(name, one, depth + 1)
 
 
 def _digest(content: dict[str, Any]) -> str:

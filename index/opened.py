@@ -1,6 +1,6 @@
 """An opened index folder: every file checked, then read; searched by vector."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property
 from itertools import chain
 from pathlib import Path
@@ -13,18 +13,17 @@ import pyarrow as pa
 from fanoise.errors import ArtifactError
 from index.backends.base import checked_queries
 from index.exact import search_exact_groups
-from index.faiss_file import read_index
 from index.generations import read_current
 from index.grouping import search_groups
 from index.hits import Hit
 from index.items import Items
-from index.manifest import DELETED, FAISS_INDEX, ITEMS, REBUILD, VECTORS, CatalogRef, EmbedderRef, Manifest
+from index.manifest import REBUILD, CatalogRef, EmbedderRef, Manifest
 from index.memory import free_memory
 from index.nearest import Nearest
+from index.parts import open_ann, open_deleted, open_items, open_vectors
 from index.selection import Selection, Selections
-from index.store import VectorStore, read_deleted
+from index.store import VectorStore
 from index.thumbnails import thumbnail_path
-from index.tuning import set_parameters
 
 if TYPE_CHECKING:
     from fanoise.embedder import Embedder
@@ -101,20 +100,12 @@ class Index:
         ):
             raise ArtifactError(f"{problem}; restore it or rebuild the index with {REBUILD}")
         folder = manifest.generation_in(path)
-        vectors = _read(folder / VECTORS, VectorStore.open)
-        if vectors.shape != (manifest.count, manifest.dim) or vectors.precision != manifest.precision:
-            found = f"{vectors.shape[0]} {vectors.precision} vectors of dim {vectors.dim}"
-            raise _disagreement(folder / VECTORS, found, manifest)
-        deleted = _read(folder / DELETED, lambda file: read_deleted(file, manifest.count))
-        if len(deleted) != manifest.deleted:
-            raise _disagreement(folder / DELETED, f"{len(deleted)} deleted rows", manifest)
+        vectors, deleted = open_vectors(folder, manifest), open_deleted(folder, manifest)
         free = free_memory()
         keep_bytes = _KEPT_BYTES if free is None else free // _KEPT_SHARE
-        items = _read(folder / ITEMS, lambda file: Items.read(file, deleted, keep_bytes=keep_bytes))
-        if len(items) != manifest.count:
-            raise _disagreement(folder / ITEMS, f"{len(items)} items", manifest)
+        items = open_items(folder, manifest, deleted, keep_bytes=keep_bytes)
         # FAISS trusts what it reads: this line stays after the checksums
-        ann = _read(folder / FAISS_INDEX, lambda file: _read_tuned(file, manifest))
+        ann = open_ann(folder, manifest)
         return cls(path, manifest, items, ann, vectors, deleted, is_verified=verify)
 
     def current(self) -> Self:
@@ -325,26 +316,3 @@ class Index:
 
     def _checked(self, vectors: np.ndarray, k: int = 1, min_score: float | None = None) -> np.ndarray:
         return checked_queries(vectors, k, min_score, dim=self.manifest.dim, embedder_dim=self.manifest.embedder_dim)
-
-
-def _read(file: Path, reader: Callable[[Path], T]) -> T:
-    try:
-        return reader(file)
-    except ArtifactError as error:
-        raise ArtifactError(f"{error}; rebuild the index with {REBUILD}") from error
-    except (OSError, ValueError, KeyError) as error:  # pyarrow's errors are ValueErrors
-        reason = " ".join(str(error).split())
-        raise ArtifactError(f"{file} cannot be read ({reason}); rebuild the index with {REBUILD}") from error
-
-
-def _read_tuned(file: Path, manifest: Manifest) -> faiss.Index:
-    ann = read_index(file, rows=manifest.count, dim=manifest.dim, factory=manifest.factory)
-    set_parameters(ann, manifest.search)
-    return ann
-
-
-def _disagreement(file: Path, found: str, manifest: Manifest) -> ArtifactError:
-    return ArtifactError(
-        f"{file} holds {found}, but the manifest says {manifest.count} items ({manifest.deleted} deleted) of dim "
-        f"{manifest.dim} at {manifest.precision}; rebuild the index with {REBUILD}"
-    )

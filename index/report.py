@@ -1,14 +1,15 @@
 """What the command line prints for people: the end of a build, `info`, and search results as a table."""
 
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 import pyarrow.parquet as pq
 
-from fanoise.errors import printable as _plain
+from fanoise.errors import printable
 from index.build import Built
 from index.encoding.assemble import DUPLICATE_OF
 from index.encoding.intake import Taken
@@ -37,7 +38,7 @@ def describe_build(folder: Path, built: Built, seconds: float) -> str:
     if manifest.tuning:
         lines.append(f"FAISS {manifest.factory}, {manifest.factory_reason}")
     lines += describe_tuning(manifest)
-    return "\n".join(lines)
+    return _text(lines)
 
 
 def _taken(taken: Taken) -> Iterator[str]:
@@ -53,7 +54,7 @@ def _taken(taken: Taken) -> Iterator[str]:
         yield f"{processes} died or stalled; a row that one did so at alone is among the rejected ones"
     if taken.passed_over:
         files = _count(sum(taken.passed_over.values()), "file")
-        kinds = ", ".join(f"{count:,} × {_plain(suffix) or 'no suffix'}" for suffix, count in taken.passed_over.items())
+        kinds = ", ".join(f"{count:,} × {suffix or 'no suffix'}" for suffix, count in taken.passed_over.items())
         yield f"Passed over {files} of no kind that is read: {kinds}"
     if taken.duplicates:
         rejected, named = taken.duplicates - taken.named_duplicates, taken.named_duplicates
@@ -65,7 +66,7 @@ def _taken(taken: Taken) -> Iterator[str]:
 def _reasons(kinds: Sequence[Kind], taken: Taken) -> list[str]:
     """A line for each of the most frequent kinds of rejects, and what may be the cause of one."""
     lines = [
-        f"  {kind.count:,} × {_plain(kind.reason)}, {'such as ' * (kind.count > 1)}{_name(kind.first)}"
+        f"  {kind.count:,} × {kind.reason}, {'such as ' * (kind.count > 1)}{_name(kind.first)}"
         for kind in kinds[:_SHOWN_KINDS]
     ]
     rest = sum(kind.count for kind in kinds[_SHOWN_KINDS:])
@@ -95,20 +96,20 @@ def describe_change(folder: Path, command: str, change: Change, seconds: float) 
         ledger = manifest.generation_in(folder) / REJECTS
         lines.append(f"Rejected {_count(change.rejected, 'row')}, listed at the end of {ledger}:")
         lines += _reasons(kinds_of(ledger, last=change.rejected), change)
-    lines += [f"note: {_plain(note)}" for note in change.notes]
+    lines += [f"note: {note}" for note in change.notes]
     if command != "delete" and _missed(manifest):
         lines += islice(describe_tuning(manifest), 1)
     if manifest.deleted > manifest.live // 4:
         rows = _count(manifest.deleted, "deleted row")
         lines.append(f"{rows} still in the files; `python -m index compact` frees their room")
-    return "\n".join(lines)
+    return _text(lines)
 
 
 def describe_faults(folder: Path, faults: Sequence[str], *, reencoded: int) -> str:
     """What `verify` found; `reencoded` items were to be encoded again."""
     if faults:
         remedy = f"restore what is damaged from a copy, or make it anew with {REBUILD}"
-        return "\n".join([*map(_plain, faults), f"{_count(len(faults), 'fault')}; {remedy}"])
+        return _text([*faults, f"{_count(len(faults), 'fault')}; {remedy}"])
     manifest = Manifest.read(folder)
     again = (
         f"; {_count(min(reencoded, manifest.live), 'item')} encoded again agreed with their vectors"
@@ -153,9 +154,9 @@ def describe_index(folder: Path, manifest: Manifest, device: str) -> str:
         ("created", manifest.created),
         ("versions", ", ".join(f"{name} {number}" for name, number in manifest.versions.items())),
     ]
-    lines = [f"{name:<12} {_plain(value)}" for name, value in rows]
+    lines = [f"{name:<12} {value}" for name, value in rows]
     tuned = list(describe_tuning(manifest))
-    return "\n".join([*lines, *([""] if tuned else []), *tuned])
+    return _text([*lines, *([""] if tuned else []), *tuned])
 
 
 def describe_tuning(manifest: Manifest) -> Iterator[str]:
@@ -170,7 +171,7 @@ def describe_tuning(manifest: Manifest) -> Iterator[str]:
             f", other than the {others} it was tuned with" if others else ", those it was tuned with, which flatters it"
         )
     yield (
-        f"recall@10 {tuning['recall']:.3f} over {tuning['queries']} {_plain(tuning['source'])}{by}, "
+        f"recall@10 {tuning['recall']:.3f} over {tuning['queries']} {tuning['source']}{by}, "
         f"target {tuning['target']:g}{_missed(manifest)}"
     )
     if tuning["source"] != SAMPLED_ROWS:
@@ -215,12 +216,12 @@ def describe_answer(answer: Answer, device: str) -> str:
     Args:
         device: what searched.
     """
-    notes = [f"note: {_plain(note)}" for note in answer.notes]
+    notes = [f"note: {note}" for note in answer.notes]
     if not answer.hits:
-        return "\n".join(["No hits.", *notes])
+        return _text(["No hits.", *notes])
     names = list(answer.hits[0].fields)
     fused = answer.hits[0].fused is not None
-    header = ["#", *(["fused"] if fused else []), "score", "id", *map(_plain, names)]
+    header = ["#", *(["fused"] if fused else []), "score", "id", *names]
     lines = [
         [
             str(hit.position),
@@ -232,7 +233,12 @@ def describe_answer(answer: Answer, device: str) -> str:
         for hit in answer.hits
     ]
     latency = ", ".join(f"{part} {value:.1f} ms" for part, value in answer.latency_ms.items())
-    return "\n".join([*_table(header, lines, numbers=header.index("id")), "", f"{latency} on {device}", *notes])
+    return _text([*_table(header, lines, numbers=header.index("id")), "", f"{latency} on {device}", *notes])
+
+
+def _text(lines: Iterable[str]) -> str:
+    """The lines as a terminal may show them, whatever an index says of itself."""
+    return "\n".join(map(printable, lines))
 
 
 def _table(header: list[str], lines: list[list[str]], *, numbers: int) -> Iterator[str]:
@@ -250,13 +256,13 @@ def _table(header: list[str], lines: list[list[str]], *, numbers: int) -> Iterat
 def _field_names(items: Path) -> list[str]:
     try:
         return field_names(pq.read_schema(items))
-    except (OSError, ValueError):  # pyarrow's errors are ValueErrors; `verify` says what is wrong
+    except (OSError, pa.ArrowException):  # `verify` says what is wrong
         return ["unknown, items.parquet cannot be read"]
 
 
 def _name(reject: Reject) -> str:
-    path = f" ({_plain(reject.path)})" if reject.path and reject.path != reject.id else ""
-    return f"{_plain(reject.id)}{path}"
+    path = f" ({reject.path})" if reject.path and reject.path != reject.id else ""
+    return f"{reject.id}{path}"
 
 
 def _noise(noise: dict[str, Any]) -> str:
@@ -269,7 +275,7 @@ def _noise(noise: dict[str, Any]) -> str:
 
 
 def _cell(value: Any) -> str:
-    text = "" if value is None else _plain(str(value))
+    text = "" if value is None else str(value)
     return text if len(text) <= _WIDEST_CELL else text[: _WIDEST_CELL - 1] + "…"
 
 

@@ -12,6 +12,7 @@ from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import pyarrow as pa
 from PIL import Image
 
 from fanoise.storage import share, sync_directory
@@ -102,7 +103,7 @@ def _digests(items: Iterable[Path]) -> set[str] | None:
     for path in items:
         try:
             column = read_parquet(path, ["thumbnail_sha256"])["thumbnail_sha256"]
-        except (OSError, ValueError, KeyError):  # pyarrow's errors are ValueErrors
+        except (OSError, ValueError, KeyError, pa.ArrowException):
             return None
         found.update(column.drop_null().to_pylist())
     return found

@@ -4,7 +4,6 @@ FAISS types such as HNSW cannot forget a row. So a deleted row keeps its place a
 number goes into deleted.npy, and no search returns it. `compact` makes an index without such rows.
 """
 
-import json
 import shutil
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from contextlib import closing
@@ -19,15 +18,16 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from fanoise.errors import ArtifactError, CatalogError, InputError, one_line
+from fanoise.errors import ArtifactError, CatalogError, InputError
 from index.ann import Queries, tune_and_measure, write_ann
 from index.encoding.cut import referenced_images
 from index.encoding.earlier import write_earlier
 from index.encoding.intake import Intake, Taken, check_apart
 from index.encoding.plan import PlanFolder, remove_finished
+from index.encoding.rejects import read_rejects, write_rejects
 from index.encoding.shard import ITEM
 from index.factory import add_rows, check_factory
-from index.faiss_file import read_index, write_index
+from index.faiss_file import write_index
 from index.generations import Writer, sweep_thumbnails, writing
 from index.held_out import measure_overlap, text_queries
 from index.identity import Existing, Names, name_columns, names_of_row, names_of_rows, odd_rows, refusal
@@ -43,9 +43,10 @@ from index.manifest import (
     VECTORS,
     Manifest,
 )
+from index.parts import open_ann, open_deleted, open_items, open_vectors
 from index.selection import live_filter
-from index.store import VectorStore, VectorWriter, read_deleted, write_deleted
-from index.tuning import RECALL, set_parameters
+from index.store import VectorStore, VectorWriter, write_deleted
+from index.tuning import RECALL
 
 if TYPE_CHECKING:
     from fanoise.embedder import Embedder
@@ -93,11 +94,13 @@ def add_items(
         old = writer.manifest
         old.check_embedder(writer.folder, embedder)
         given = {name: value for name, value in options.items() if value is not None}
-        intake = Intake(embedder=embedder, catalog=catalog, out=writer.folder, **(_as_built(writer, given) | given))
+        intake = Intake(
+            embedder=embedder, catalog=catalog, out=writer.folder, **(_as_built(writer, catalog, given) | given)
+        )
         try:
             with closing(_Current(writer)) as current:
                 return _add(writer, intake, existing, current)
-        except (InputError, CatalogError):
+        except InputError:
             sweep_thumbnails(writer.folder)  # of rows that were opened, and are in no finished shard
             raise
 
@@ -143,7 +146,7 @@ def _commit_rows(
 ) -> Change:
     """Append the rows whose files are in the folder `new`, which is removed."""
     old = current.manifest
-    with closing(_read_items(new / ITEMS)) as added:  # the folder of an open file may not go, as on NFS
+    with closing(Items.read(new / ITEMS)) as added:  # the folder of an open file may not go, as on NFS
         rows = names_of_rows(added, old.group_by)
         names = {name for row in rows for name in row}
         known, groups = current.known(names), current.groups(rows)
@@ -164,7 +167,7 @@ def _commit_rows(
     return Change(manifest=manifest, added=count, deleted=len(replaced), notes=notes, **taken)
 
 
-def _as_built(writer: Writer, given: Mapping[str, Any]) -> dict[str, Any]:
+def _as_built(writer: Writer, catalog: Path, given: Mapping[str, Any]) -> dict[str, Any]:
     """Fields of `Intake` as the build had them, but for what it was allowed.
 
     Raises: NotAllowedError where that is images elsewhere, as in `referenced_rows`, and `given` does not say it again.
@@ -175,7 +178,9 @@ def _as_built(writer: Writer, given: Mapping[str, Any]) -> dict[str, Any]:
     fields |= {name: options[name] for name in ("image", "vectors", "near_duplicates") if name in options}
     if "images" not in given:
         allowed = bool(given.get("allow_outside"))
-        fields["images"] = referenced_images(old.catalog, writer.folder, allow_outside=allowed)
+        fields["images"] = referenced_images(
+            old.catalog, writer.folder, catalog, allow_outside=allowed, or_else=", or give --images again"
+        )
     return fields
 
 
@@ -296,8 +301,8 @@ class _Current:
             self.manifest.file_problems(writer.folder, names=names),
         ):
             raise ArtifactError(f"{problem}; restore it or rebuild the index with {REBUILD}")
-        self.deleted = read_deleted(self.folder / DELETED, self.manifest.count)
-        self.items = _read_items(self.folder / ITEMS, self.deleted)
+        self.deleted = open_deleted(self.folder, self.manifest)
+        self.items = open_items(self.folder, self.manifest, self.deleted)
         self.live = np.ones(self.manifest.count, dtype=bool)
         self.live[self.deleted] = False
 
@@ -306,7 +311,7 @@ class _Current:
 
     @property
     def vectors(self) -> VectorStore:
-        return VectorStore.open(self.folder / VECTORS, in_passing=True)
+        return open_vectors(self.folder, self.manifest, in_passing=True)
 
     def matching(self, where: Mapping[str, Any]) -> np.ndarray:
         """bool [N] of what a search finds. Raises InputError, as a search does."""
@@ -339,13 +344,6 @@ class _Current:
         return dict(zip(ids.filter(mask).to_pylist(), groups[0].filter(mask).to_pylist(), strict=True))
 
 
-def _read_items(path: Path, deleted: np.ndarray | None = None) -> Items:
-    try:
-        return Items.read(path, deleted)
-    except (OSError, ValueError) as error:  # pyarrow's errors are ValueErrors
-        raise ArtifactError(f"{path} cannot be read ({one_line(error)}); rebuild the index with {REBUILD}") from error
-
-
 def _narrowed(before: pa.Schema, after: pa.Schema) -> list[str]:
     """What is to be said of fields that have become text, so that filters on them may mean something else."""
     old = before.field("fields").type if "fields" in before.names else []
@@ -367,8 +365,7 @@ def _join(writer: Writer, current: _Current, new: Path, replaced: np.ndarray, qu
         vectors.copy(new_vectors)
     join_items(stage / ITEMS, [current.folder / ITEMS, new / ITEMS], like_first=True)
     write_deleted(stage / DELETED, np.union1d(current.deleted, replaced))
-    ann = read_index(current.folder / FAISS_INDEX, rows=old.count, dim=old.dim, factory=old.factory)
-    set_parameters(ann, old.search)
+    ann = open_ann(current.folder, old)
     recall = old.tuning.get("target", RECALL)
     add_rows(ann, new_vectors)  # every type that read_index takes can be added to
     write_index(ann, stage / FAISS_INDEX)
@@ -386,13 +383,6 @@ def _overlap_when_tuned(manifest: Manifest) -> float:
 
 def _merge_ledgers(old: Path, new: Path, target: Path, indexed: set[str]) -> None:
     """The old rejects but those that are indexed now or rejected again, then the new ones."""
-    again, before = _read_ledger(new), _read_ledger(old)
-    settled = indexed | {id for id, _ in again}
-    kept = [line for id, line in before if id not in settled]
-    target.write_text("".join([*kept, *(line for _, line in again)]), encoding="utf-8")
-
-
-def _read_ledger(path: Path) -> list[Names]:
-    """Id and line of each reject. Rows that are rejected may share an id."""
-    with path.open(encoding="utf-8") as file:  # str.splitlines would also split at U+2028, which JSON leaves alone
-        return [(json.loads(line)["id"], line) for line in file]
+    again = list(read_rejects(new))
+    settled = indexed | {reject.id for reject in again}  # rows that are rejected may share an id
+    write_rejects(target, chain((one for one in read_rejects(old) if one.id not in settled), again))

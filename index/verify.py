@@ -1,6 +1,5 @@
 """Is an index folder still what was built? Every fault in a line, not only the first."""
 
-import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -14,7 +13,7 @@ from fanoise.errors import ArtifactError, FANoiseError, ImageError
 from fanoise.storage import sha256_file
 from index.agreement import agreement_faults
 from index.encoding.cut import NotAllowedError, referenced_rows
-from index.encoding.rejects import Reject
+from index.encoding.rejects import Reject, read_rejects
 from index.exact import search_exact
 from index.items import printable_text
 from index.manifest import REJECTS, VECTORS, Manifest
@@ -111,14 +110,13 @@ def _faults(
 
 def _ledger_faults(index: Index) -> Iterator[str]:
     file = index.generation_folder / REJECTS
-    lines = file.read_text(encoding="utf-8").split("\n")[:-1]  # splitlines would also split at U+2028
-    if len(lines) != index.manifest.rejected:
-        yield f"{file} has {len(lines)} lines, but the manifest counts {index.manifest.rejected} rejects"
-    for number, line in enumerate(lines, start=1):
-        try:
-            json.loads(line)
-        except ValueError:
-            yield f"{file}: line {number} is not JSON"
+    try:
+        count = sum(1 for _ in read_rejects(file))
+    except ArtifactError as error:
+        yield str(error)
+        return
+    if count != index.manifest.rejected:
+        yield f"{file} has {count} lines, but the manifest counts {index.manifest.rejected} rejects"
 
 
 def _vector_faults(index: Index) -> Iterator[str]:

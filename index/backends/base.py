@@ -95,10 +95,15 @@ def checked_queries(
     if queries.ndim != 2 or queries.shape[1] not in (dim, embedder_dim):
         shape = f"[Q, {dim}]" if dim == embedder_dim else f"[Q, {dim}] or [Q, {embedder_dim}]"
         raise InputError(f"query vectors must have shape {shape}, got {list(queries.shape)}")
-    if k < 1:
-        raise InputError(f"k must be at least 1, got {k}")
+    check_k(k)
     if min_score is not None and not -1 <= min_score <= 1:
         raise InputError(f"min_score must be a cosine similarity from -1 to 1, got {min_score}")
     if not np.isfinite(queries).all():
         raise InputError("query vectors must be finite, got NaN or infinity")
     return np.ascontiguousarray(np.nan_to_num(truncated(queries, dim)))
+
+
+def check_k(k: int) -> None:
+    """Raise InputError for a number of hits below 1."""
+    if k < 1:
+        raise InputError(f"k must be at least 1, got {k}")

@@ -11,8 +11,9 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any, Self
 
-from fanoise.errors import ArtifactError
+from fanoise.errors import ArtifactError, one_line
 from index.backends.layout import Layout
+from index.checked import UNFIT, Checked, record_of
 from index.manifest import CatalogRef, EmbedderRef
 
 FORMAT_VERSION = 2
@@ -20,7 +21,7 @@ FACTS, ROWS, COMPLETE = "fanoise.facts", "fanoise.rows", "fanoise.complete"
 
 
 @dataclass(frozen=True, kw_only=True)
-class Facts:
+class Facts(Checked):
     format_version: int = FORMAT_VERSION
     embedder: EmbedderRef
     """Its path is relative to the folder of a Milvus Lite file, and absolute in a server."""
@@ -59,12 +60,13 @@ class Facts:
             content = json.loads(properties[FACTS])
             version = content["format_version"]
             if version == FORMAT_VERSION:
-                content["embedder"] = EmbedderRef(**content["embedder"])
-                content["catalog"] = CatalogRef(**content["catalog"])
+                content["embedder"] = record_of(EmbedderRef, content["embedder"])
+                content["catalog"] = record_of(CatalogRef, content["catalog"])
                 content["layout"] = Layout.from_dict(content["layout"])
-                return cls(**content)
-        except (ValueError, KeyError, TypeError) as error:
-            raise ArtifactError(f"{name}: its facts are damaged ({error}); fill it again with --replace") from None
+                return record_of(cls, content)
+        except UNFIT as error:
+            what = one_line(error)
+            raise ArtifactError(f"{name}: its facts are damaged ({what}); fill it again with --replace") from None
         raise ArtifactError(
             f"{name} has format version {version!r}, this version reads {FORMAT_VERSION}; fill it again with --replace"
         )

@@ -25,6 +25,7 @@ import pyarrow.compute as pc
 from fanoise.errors import InputError
 from fanoise.values import spelled
 from index.backends.folding import MARK, fold, marked
+from index.checked import Checked, record_of
 from index.items import field_names, json_value
 from index.where import as_number, as_time, unknown_field
 
@@ -41,7 +42,7 @@ _ARROW = {"int": pa.int64(), "float": pa.float64(), "bool": pa.bool_(), "text": 
 
 
 @dataclass(frozen=True)
-class Field:
+class Field(Checked):
     """A field of the catalogue. Each place is a column, or a member of `other`; empty where there is none."""
 
     name: str
@@ -105,7 +106,7 @@ class _Texts:
 
 
 @dataclass(frozen=True)
-class Layout:
+class Layout(Checked):
     fields: tuple[Field, ...]
     lengths: dict[str, int]
     """Bytes of the longest value of each VARCHAR column, rounded up."""
@@ -149,7 +150,9 @@ class Layout:
 
     @classmethod
     def from_dict(cls, content: Mapping[str, Any]) -> Self:
-        return cls(tuple(Field(**field) for field in content["fields"]), content["lengths"], content["is_half"])
+        """Raises one of `UNFIT` for what `to_dict` does not make."""
+        fields = tuple(record_of(Field, field) for field in content["fields"])
+        return record_of(cls, {**content, "fields": fields})
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)

@@ -63,19 +63,28 @@ def referenced_rows(ref: CatalogRef, index: Path, *, allow_outside: bool, allow_
     reading: dict[str, Any] = {"allow_outside": allow_outside, "allow_urls": allow_urls}
     if "image" in ref.options:
         reading["image"] = ref.options["image"]
-    images = referenced_images(ref, index, allow_outside=allow_outside)
-    return catalog_rows(index / ref.path, text=ref.text, **reading, **({} if images is None else {"images": images}))
+    catalog = index / ref.path
+    reading["images"] = referenced_images(ref, index, catalog, allow_outside=allow_outside)
+    return catalog_rows(catalog, text=ref.text, **reading)
 
 
-def referenced_images(ref: CatalogRef, index: Path, *, allow_outside: bool) -> Path | None:
-    """Where image paths of this catalogue start, if it is not beside it. Raises as `referenced_rows`."""
+def referenced_images(
+    ref: CatalogRef, index: Path, catalog: Path, *, allow_outside: bool, or_else: str = ""
+) -> Path | None:
+    """Where image paths start that are read as those of `ref`, if it is not beside the catalogue.
+
+    Args:
+        catalog: the one that is read.
+        or_else: another remedy, for the message.
+    Raises: NotAllowedError, as `referenced_rows`.
+    """
     if "images" not in ref.options:
         return None
-    images, catalog = index / ref.options["images"], index / ref.path
+    images = index / ref.options["images"]
     if not allow_outside and not images.resolve().is_relative_to(catalog_root(catalog).resolve()):
         raise NotAllowedError(
             f"{index}: its manifest reads images in {images.resolve()}, outside the folder of catalogue "
-            f"{ref.name}; if it may, say so with --allow-outside"
+            f"{catalog.name}; if it may, say so with --allow-outside{or_else}"
         )
     return images
 

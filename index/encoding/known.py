@@ -41,7 +41,7 @@ class KnownRows:
                 if not _serves(store, dim, precision):
                     continue
                 row, key, thumbnail = _read_digests(folder / ITEMS, len(store))
-            except (ArtifactError, OSError, ValueError, KeyError):  # pyarrow's errors are ValueErrors
+            except (ArtifactError, OSError, ValueError, KeyError, pa.ArrowException):
                 continue
             keys.append(key)
             thumbnails.append(thumbnail)

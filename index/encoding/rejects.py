@@ -7,6 +7,8 @@ from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from fanoise.errors import ArtifactError, one_line
+from index.checked import UNFIT, Checked, record_of
 from index.items import printable_text
 
 _VARIABLE = re.compile(r"'[^']*'|\d[\d,.]*\d|\d")
@@ -14,13 +16,14 @@ _VARIABLE = re.compile(r"'[^']*'|\d[\d,.]*\d|\d")
 
 
 @dataclass(frozen=True)
-class Reject:
+class Reject(Checked):
     id: str
     path: str | None
     """The image's, relative to the catalogue; None for a row without one."""
     reason: str
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         object.__setattr__(self, "id", printable_text(self.id))
         object.__setattr__(self, "path", None if self.path is None else printable_text(self.path))
         object.__setattr__(self, "reason", printable_text(self.reason))
@@ -35,9 +38,15 @@ def write_rejects(path: Path, rejects: Iterable[Reject]) -> None:
 
 
 def read_rejects(path: Path) -> Iterable[Reject]:
+    """Raises ArtifactError, when it comes to it, for a line that is no reject."""
+    number = 0
     with path.open(encoding="utf-8") as file:  # str.splitlines would also split at U+2028, which JSON leaves alone
-        for line in file:
-            yield Reject(**json.loads(line))
+        try:
+            for line in file:
+                yield record_of(Reject, json.loads(line))
+                number += 1
+        except UNFIT as error:
+            raise ArtifactError(f"{path}: line {number + 1} is no reject ({one_line(error)})") from error
 
 
 @dataclass(frozen=True)

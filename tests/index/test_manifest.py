@@ -5,6 +5,8 @@ from dataclasses import replace
 
 import faiss
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 import index.faiss_file
@@ -13,11 +15,13 @@ from index.__main__ import main
 from index.build import build_index
 from index.manifest import GENERATION_FILES, FileRecord, Manifest, _digest
 from index.search import Index
+from index.update import add_items, delete_items
 from index.verify import verify_index
 from tests.index.test_tuning import unit_rows
 
 VALUES = [
     None, True, "", "no", "\ud800", "\x00", "../..", [], {}, [{}], {"a": 1}, [[[]]], -1, 0, 1, 10**30, 0.5, 1e308,
+    10**400, "\x1b]0;",
     float("nan"), {"nprobe": -1}, {"nprobe": 10**18}, {"efSearch": 8}, {"target": True}, ["a", None], "A" * 30_000,
     "IVF150000000,Flat", "PQ32x24",
 ]  # fmt: skip
@@ -118,6 +122,58 @@ def test_counts_that_disagree_are_refused(built):
         Index.open(built)
 
 
+def forge(folder, name):
+    """Make the manifest agree with a file that was replaced."""
+    manifest = Manifest.read(folder)
+    replace(manifest, files=manifest.files | {name: FileRecord.of(generation(folder) / name)}).write(folder)
+
+
+def refusals(folder, embedder, more):
+    """What opening, checking, deleting and adding say."""
+    for command in (
+        lambda: Index.open(folder),
+        lambda: delete_items(folder, ids=["g3"]),
+        lambda: add_items(embedder, more, folder, progress=False),
+    ):
+        with pytest.raises(ArtifactError) as caught:
+            command()
+        yield str(caught.value)
+    yield from verify_index(folder)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda table: table.slice(0, 39), "items.parquet holds 39 items, but the manifest says 40"),
+        (lambda table: pa.concat_tables([table, table]), "not numbered"),
+        (lambda table: table.set_column(1, "id", pa.array(range(40))), "column id is of type int64 instead of string"),
+        (lambda table: table.set_column(2, "text", pa.array([[1]] * 40)), "column text is of type list"),
+        (lambda table: table.set_column(0, "row", pa.array(map(str, range(40)))), "column row is of type string"),
+        (lambda table: table.drop_columns(["thumbnail_sha256"]), "columns missing: thumbnail_sha256"),
+    ],
+)
+def test_items_of_another_kind_are_refused_by_every_command(embedder, built, new_catalog, change, message):
+    file = generation(built) / "items.parquet"
+    pq.write_table(change(pq.read_table(file)), file)
+    forge(built, "items.parquet")
+    for said in refusals(built, embedder, new_catalog(n=3, images=0, name="more")):
+        assert message in said and "rebuild the index" in said and "\n" not in said
+
+
+@pytest.mark.parametrize(
+    "line", [b"\xff\xfe\n", b"{}\n", b"[" * 100_000 + b"\n", b'{"id": 3, "path": null, "reason": "x"}\n', b"x"]
+)
+def test_a_ledger_of_something_else_is_a_fault(embedder, built, tmp_path, line):
+    (generation(built) / "rejects.jsonl").write_bytes(line)
+    replace(Manifest.read(built), rejected=1).write(built)
+    forge(built, "rejects.jsonl")
+    (tmp_path / "more.csv").write_text("id,text\nm1,more\n")
+    [fault] = verify_index(built)
+    assert "rejects.jsonl: line 1 is no reject" in fault and "\n" not in fault
+    with pytest.raises(ArtifactError, match="line 1 is no reject"):
+        add_items(embedder, tmp_path / "more.csv", built, progress=False)
+
+
 def test_pickled_vectors_are_never_loaded(built):
     manifest = Manifest.read(built)
     np.save(generation(built) / "vectors.npy", np.array([{"not": "numbers"}], dtype=object))
@@ -200,6 +256,7 @@ def use(folder, capsys, part: str) -> None:
     plot = ["--plot", str(folder.parent / "curve.png")] if part in ("curve", "tuning", "search") else []
     try:
         assert main(["info", "--index", str(folder), *plot]) == 0
+        assert "\x1b" not in capsys.readouterr().out
     except SystemExit as end:
         assert end.code == 2
         assert capsys.readouterr().err.count("\n") == 1

@@ -439,7 +439,7 @@ def test_added_rows_are_read_as_in_the_build_but_need_their_own_permission(embed
         embedder, tmp_path / "first.csv", folder, image="photo", images=pictures, allow_outside=True, progress=False
     )
     assert Index.open(folder).ids == ["a", "b"]
-    change = add_items(embedder, tmp_path / "new" / "second.csv", folder, progress=False)
+    change = add_items(embedder, tmp_path / "new" / "second.csv", folder, images=pictures, progress=False)
     assert (change.added, change.rejected) == (1, 1)
     assert "--allow-outside" in (change.manifest.generation_in(folder) / "rejects.jsonl").read_text()
     change = add_items(
@@ -456,8 +456,12 @@ def test_images_elsewhere_are_not_read_because_a_manifest_says_so(embedder, tmp_
         (tmp_path / folder / "list.csv").write_text(f"id,image\n{folder},0.png\n")
     index, private = tmp_path / "index", tmp_path / "private"
     build_index(embedder, tmp_path / "goods" / "list.csv", index, images=private, progress=False)
-    more = tmp_path / "private" / "list.csv"
-    with pytest.raises(CatalogError, match=r"reads images in .*private, outside the folder .*--allow-outside"):
+    more = tmp_path / "more" / "list.csv"
+    more.parent.mkdir()
+    more.write_text("id,image\nmore,0.png\n")
+    with pytest.raises(
+        CatalogError, match=r"reads images in .*private, outside the folder .*--allow-outside, or give --images"
+    ):
         add_items(embedder, more, index, progress=False)
     assert add_items(embedder, more, index, images=private, progress=False).added == 1
     assert add_items(embedder, more, index, existing="require", allow_outside=True, progress=False).added == 1
