@@ -27,10 +27,9 @@ Result = TypeVar("Result")
 _forking = threading.Lock()
 _FORK = multiprocessing.get_context("fork")
 _SECONDS_TO_DIE = 10.0
-_SECONDS_A_ROW = 120
-"""After which a row is taken for endless: six times what a URL is given, far more than any sound page or picture."""
-_SECONDS_A_TASK = 900
-"""At most, so that an endless row does not hold up all that come behind it for longer than its task is worth."""
+_SECONDS = 120
+"""After which a row is taken for endless: six times what a URL is given, far more than any sound page or picture. A
+task has no more, since one that takes so long, of slow URLs perhaps, is done row by row anyway."""
 
 
 def default_workers(cores: int, processes: int = 1) -> int:
@@ -47,8 +46,8 @@ class Workers(Generic[Row, Result]):
 
     Where a process dies (killed for its memory, a fault in a decoder), another takes its place and does the rows of its
     task one by one; for a row that kills that one as well, the result is what `died(row, how)` says, where `how` goes
-    on a sentence about its preparation: "ended the process (signal SIGKILL)". One that does not answer in
-    `_SECONDS_A_ROW` for each row, `_SECONDS_A_TASK` at most, is killed: "took more than 120 s".
+    on a sentence about its preparation: "ended the process (signal SIGKILL)". One that does not answer in `_SECONDS` is
+    killed: "took more than 120 s".
     """
 
     def __init__(
@@ -156,11 +155,10 @@ class _Process:
     def do(self, rows: Sequence[Any]) -> Any:
         try:
             self._connection.send(rows)
-            limit = min(_SECONDS_A_ROW * len(rows), _SECONDS_A_TASK)
-            if not _answers(self._connection, limit):
+            if not _answers(self._connection, _SECONDS):
                 self.end()
                 self._connection.close()
-                raise _Dead(f"took more than {limit} s")
+                raise _Dead(f"took more than {_SECONDS} s")
             answer = self._connection.recv()
         except (EOFError, OSError) as error:
             with _forking:  # whose start looks after children as well: of two that wait for one, one learns nothing
