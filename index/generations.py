@@ -23,13 +23,13 @@ from typing import Any, TypeVar
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from fanoise.errors import ArtifactError, InputError
 from fanoise.storage import sync_directory, sync_files
 from index.encoding.claims import locked_plans
 from index.faiss_file import read_header
+from index.items import are_distinct
 from index.manifest import (
     DELETED,
     ENCODING,
@@ -143,8 +143,7 @@ class Writer:
         ids = read_parquet(self.stage / ITEMS, ["id"])["id"]
         live = np.ones(len(ids), dtype=bool)
         live[deleted] = False
-        ids = ids.filter(pa.array(live))
-        if pc.count_distinct(ids).as_py() != len(ids):
+        if not are_distinct(ids.filter(pa.array(live))):
             raise ArtifactError(f"{self.folder}: not changed, since ids of the new generation occur twice")
 
 

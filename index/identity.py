@@ -20,7 +20,7 @@ Names = tuple[str, str]
 
 def name_columns(items: Items, group_by: str | None) -> list[pa.Array]:
     """The ids, and the groups, if there are any, as text with nulls."""
-    columns = [pa.array(items.ids, pa.string())]
+    columns = [items.id_column]
     if group_by is not None and group_by in items.field_names:
         columns.append(pc.cast(items.column(group_by), pa.string()))
     return columns

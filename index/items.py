@@ -4,6 +4,7 @@ import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Self
 
@@ -93,15 +94,17 @@ class Items:
         self.field_names = field_names(self.schema)
         table = read_parquet(file, ["row", "id", "thumbnail_sha256"])
         _check_rows(table)
-        ids, digests = table["id"], table["thumbnail_sha256"]
+        # 64 bits where a text starts: those of many millions of items are more than 2 GB
+        ids, digests = (table[name].cast(pa.large_string()).combine_chunks() for name in ("id", "thumbnail_sha256"))
         live = np.ones(len(table), dtype=bool)
         live[[] if deleted is None else deleted] = False
-        if pc.count_distinct(ids.filter(pa.array(live))).as_py() != live.sum():
+        if not are_distinct(ids.filter(pa.array(live))):
             raise ValueError("its ids are not unique")
         if not pc.all(pc.match_substring_regex(digests, _SHA256), min_count=0).as_py():  # they become file names
             raise ValueError("a thumbnail_sha256 is none")
-        self.ids: list[str] = ids.to_pylist()
-        self.thumbnails: list[str | None] = digests.to_pylist()
+        self.id_column: pa.LargeStringArray = ids
+        self.thumbnail_column: pa.LargeStringArray = digests
+        """SHA-256 of each row's thumbnail."""
         self._rows = Rows(file, ["fields"], keep_bytes=keep_bytes)
 
     @classmethod
@@ -115,7 +118,12 @@ class Items:
         return cls(open_file(path), path, deleted, keep_bytes=keep_bytes)
 
     def __len__(self) -> int:
-        return len(self.ids)
+        return len(self.id_column)
+
+    @cached_property
+    def ids(self) -> list[str]:
+        """Made when first asked for: twice as large as `id_column`."""
+        return self.id_column.to_pylist()
 
     def close(self) -> None:
         """Let go of the file: a removed one that is still open can keep its folder from going, as on NFS."""
@@ -158,6 +166,10 @@ class Items:
             raise ArtifactError(
                 f"{self._path} cannot be read ({one_line(error)}); restore it or rebuild the index"
             ) from error
+
+
+def are_distinct(ids: pa.Array | pa.ChunkedArray) -> bool:
+    return len(ids.unique()) == len(ids)  # in less than half the time of `count_distinct`
 
 
 def write_items(path: Path, table: pa.Table) -> None:

@@ -156,7 +156,7 @@ class Index:
     @cached_property
     def live_ids(self) -> list[str]:
         """Ids of the items that a search can return, by row."""
-        return [self.ids[row] for row in np.flatnonzero(self.live)]
+        return self._items.id_column.filter(pa.array(self.live)).to_pylist()
 
     @property
     def field_names(self) -> list[str]:
@@ -187,12 +187,12 @@ class Index:
     @property
     def thumbnail_digests(self) -> list[str | None]:
         """SHA-256 of each row's thumbnail, None for an item without an image."""
-        return self._items.thumbnails
+        return self._items.thumbnail_column.to_pylist()
 
     @cached_property
     def row_of(self) -> dict[str, int]:
         """Row of each id that is not deleted."""
-        return {self.ids[row]: int(row) for row in np.flatnonzero(self.live)}
+        return dict(zip(self.live_ids, np.flatnonzero(self.live).tolist(), strict=True))
 
     @property
     def most_hits(self) -> int:
@@ -269,7 +269,7 @@ class Index:
         found = [(float(score), int(row)) for score, row in zip(scores_row, rows_row, strict=True) if row >= 0]
         fields = self._items.fields_of([row for _, row in found])
         return [
-            Hit(self.ids[row], score, position, values, self.thumbnail(row))
+            Hit(self._items.id_column[row].as_py(), score, position, values, self.thumbnail(row))
             for position, ((score, row), values) in enumerate(zip(found, fields, strict=True), start=1)
         ]
 
@@ -293,7 +293,7 @@ class Index:
         return notes
 
     def thumbnail(self, row: int) -> Path | None:
-        sha256 = self._items.thumbnails[row]
+        sha256 = self._items.thumbnail_column[row].as_py()
         return None if sha256 is None else thumbnail_path(self.folder, sha256)
 
     def groups(self, name: str) -> np.ndarray:

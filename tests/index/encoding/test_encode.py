@@ -192,7 +192,7 @@ def test_known_rows_are_copied_and_the_others_encoded(encode, split, tmp_path):
     assert sum(split.module.batches) == 5
     assert np.array_equal(vectors(tmp_path / "second"), np.stack([vector_of(row) for row in changed]))
     first, second = (
-        [Items.read(path).thumbnails for path in sorted((tmp_path / name).glob("*/*.parquet"))]
+        [Items.read(path).thumbnail_column.to_pylist() for path in sorted((tmp_path / name).glob("*/*.parquet"))]
         for name in ("first", "second")
     )
     assert first == second and sum(one is not None for shard in first for one in shard) == 10
