@@ -9,6 +9,7 @@ import pyarrow as pa
 
 from fanoise.errors import InputError
 from fanoise.storage import staged_directory
+from index.generations import room_needed
 from index.parquet import PieceWriter
 from index.search import Index
 from index.store import VectorWriter
@@ -35,7 +36,7 @@ def export_index(path: Path | str, out: Path | str) -> int:
     names = [name for name in ("id", "text", "image", "fields") if name in index.item_schema.names]
     kind = pa.list_(pa.float32(), index.manifest.dim)
     schema = pa.schema([index.item_schema.field(name) for name in names] + [pa.field("vector", kind)])
-    with staged_directory(out) as stage:
+    with room_needed(out), staged_directory(out) as stage:
         with (
             VectorWriter(stage / EXPORTED_VECTORS, index.manifest.dim) as vectors,
             PieceWriter(stage / EXPORTED_ITEMS, schema.with_metadata({"fanoise": _about(index)})) as items,

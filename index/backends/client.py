@@ -29,7 +29,8 @@ def connect(address: Address) -> "MilvusClient":
         raise InputError(f"{address} needs the package milvus-lite, which is not installed; {INSTALL}")
     from pymilvus import MilvusClient
 
-    logging.getLogger("pymilvus").setLevel(logging.CRITICAL + 1)  # it logs a traceback for each error that it raises
+    for name in ("pymilvus", "milvus_lite"):  # they log a traceback for each error that they raise
+        logging.getLogger(name).setLevel(logging.CRITICAL + 1)
     token = os.environ.get(TOKEN_VARIABLE, "")
     with milvus_errors(address):
         options = {"grpc_options": _RARE_PINGS} if address.is_file else {}

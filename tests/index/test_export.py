@@ -12,6 +12,7 @@ from index.build import build_index
 from index.export import export_index
 from index.search import Index
 from index.update import delete_items
+from tests.index.test_generations import largest_file
 
 
 @pytest.mark.parametrize("precision", ["fp32", "int8"])
@@ -66,6 +67,13 @@ def test_an_export_is_whole_or_absent(built, tmp_path, monkeypatch):
     with pytest.raises(KeyboardInterrupt):
         export_index(built, tmp_path / "out")
     assert sorted(tmp_path.iterdir()) == before
+
+
+def test_a_full_disk_is_named_with_its_remedy(built, tmp_path):
+    out = tmp_path / "out"
+    with pytest.raises(OSError, match="File too large; nothing was changed; make room") as caught, largest_file(1000):
+        export_index(built, out)
+    assert caught.value.filename == str(out) and not out.exists()
 
 
 def test_a_damaged_index_is_not_exported(built, tmp_path):

@@ -1,3 +1,5 @@
+import logging
+
 import pytest
 
 pytest.importorskip("pymilvus")
@@ -34,6 +36,13 @@ def test_milvus_lite_is_not_pinged_every_ten_seconds(calls):
     (_, of_file), (_, of_server) = calls
     assert of_file["grpc_options"]["grpc.keepalive_time_ms"] > 300_000
     assert "grpc_options" not in of_server
+
+
+def test_what_is_raised_is_not_logged_as_well(calls, caplog):
+    connect(FILE)
+    for name in ("pymilvus.client", "milvus_lite.server_manager"):
+        logging.getLogger(name).error("Traceback …")
+    assert not caplog.records
 
 
 @pytest.mark.parametrize(
