@@ -49,8 +49,8 @@ def staged_directory(target: Path) -> Iterator[Path]:
     """Yield an empty sibling folder that becomes `target` on success and vanishes on error.
 
     An existing `target` is moved aside just before the rename and removed after it; the last rename is the commit.
-    Leftovers of attempts that were killed are removed first, or put back where only the old state is whole; those of
-    another host, whose processes cannot be seen from here, after a day.
+    Leftovers of attempts that were killed are removed first, those for other targets beside it as well, or put back
+    where only the old state is whole; those of another host, whose processes cannot be seen from here, after a day.
     """
     target = Path(target).resolve()  # through links, so that what a link points to is replaced and the link stays
     if target.is_file():
@@ -79,13 +79,17 @@ def _clean_up(target: Path, previous: Path) -> None:
     if previous.exists() and not target.exists():  # killed between the two renames
         previous.rename(target)
     shutil.rmtree(previous, ignore_errors=True)
-    leftover = re.compile(re.escape(f"{_STAGING}{target.name}.") + r"(\d+)@(.*)")
+    leftover = re.compile(re.escape(_STAGING) + r"(.+)\.(\d+)@(.*)", re.DOTALL)
     for path in target.parent.iterdir():
         match = leftover.fullmatch(path.name)
         if match is None:
             continue
-        is_ours = match[2] == socket.gethostname()
-        if not (_is_running(int(match[1])) if is_ours else _is_recent(path)):  # else another may be staging this target
+        process, is_here, is_ours = int(match[2]), match[3] == socket.gethostname(), match[1] == target.name
+        if is_here:  # this process may be staging other targets, but not this one as well
+            is_alive = _is_running(process) or (process == os.getpid() and not is_ours)
+        else:
+            is_alive = not is_ours or _is_recent(path)
+        if not is_alive:
             shutil.rmtree(path, ignore_errors=True)
 
 

@@ -26,6 +26,7 @@ _COMMANDS = (
     add_export,
     add_export_milvus,
 )
+_RESUMED = ("build", "add", "update", "export-milvus")
 
 
 def build_parser() -> Parser:
@@ -43,9 +44,7 @@ def build_parser() -> Parser:
 def main(argv: Sequence[str] | None = None) -> int:
     args = build_parser().parse_args(argv)
     prepare_process()
-    with cli_errors(
-        go_on="the same command goes on where it was" if args.command in ("build", "add", "update") else ""
-    ):
+    with cli_errors(go_on="the same command goes on where it was" if args.command in _RESUMED else ""):
         return int(args.run(args))
 
 

@@ -224,7 +224,7 @@ def check_folder(folder: Path) -> None:
 def _is_manifest(file: Path) -> bool:
     """Whether this is an index's, of any version. Web pages and browser extensions have files of this name, too."""
     try:
-        content = json.loads(file.read_text(encoding="utf-8"))
+        content = json.loads(file.read_bytes()) if file.is_file() else None
     except (OSError, ValueError, RecursionError):
         return False
     return isinstance(content, dict) and content.keys() >= {"format_version", "embedder"}
@@ -334,7 +334,7 @@ def _acquire(folder: Path) -> int:
     while True:
         try:
             folder.mkdir(parents=True, exist_ok=True)
-            descriptor = os.open(folder / LOCK, os.O_RDWR | os.O_CREAT, 0o644)
+            descriptor = os.open(folder / LOCK, os.O_RDWR | os.O_CREAT, 0o666)
         except FileNotFoundError:  # the folder was removed between the two calls
             continue
         except OSError as error:

@@ -216,8 +216,13 @@ class Manifest(Checked):
 
     @classmethod
     def read(cls, folder: Path) -> Self:
-        """Read and check the manifest alone. Raises InputError if there is no index, ArtifactError if it is damaged."""
+        """Read and check the manifest alone.
+
+        Raises: InputError if there is no index, ArtifactError if it is damaged, OSError where it may not be read.
+        """
         file = folder / MANIFEST
+        if os.path.lexists(file) and not file.is_file():  # else its generations would be taken for leftovers
+            raise ArtifactError(f"{file} is no file; put the index's own back, or rebuild the index with {REBUILD}")
         if not file.is_file():
             if (folder / ENCODING).is_dir():
                 raise InputError(
@@ -226,9 +231,9 @@ class Manifest(Checked):
             what = "has no manifest.json" if folder.is_dir() else "is a file" if folder.exists() else "does not exist"
             raise InputError(f"{folder} is not an index: it {what}; build one with {REBUILD}")
         try:
-            content = json.loads(file.read_text(encoding="utf-8"))
+            content = json.loads(file.read_bytes())
             version = content["format_version"]
-        except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+        except (ValueError, KeyError, TypeError, RecursionError) as error:
             raise ArtifactError(f"{file} is damaged ({one_line(error)}); rebuild the index with {REBUILD}") from error
         if version != FORMAT_VERSION:
             raise ArtifactError(

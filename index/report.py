@@ -2,6 +2,7 @@
 
 import shutil
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import suppress
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -254,10 +255,10 @@ def _table(header: list[str], lines: list[list[str]], *, numbers: int) -> Iterat
 
 
 def _field_names(items: Path) -> list[str]:
-    try:
-        return field_names(pq.read_schema(items))
-    except (OSError, pa.ArrowException):  # `verify` says what is wrong
-        return ["unknown, items.parquet cannot be read"]
+    with suppress(OSError, pa.ArrowException):  # `verify` says what is wrong
+        if items.is_file():  # a pipe would be waited for
+            return field_names(pq.read_schema(items))
+    return ["unknown, items.parquet cannot be read"]
 
 
 def _name(reject: Reject) -> str:

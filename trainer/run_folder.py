@@ -78,7 +78,7 @@ def lock_run_folder(run: Path) -> int:
     Raises: ConfigError when another process trains there.
     """
     run.mkdir(parents=True, exist_ok=True)
-    descriptor = os.open(run / _LOCK, os.O_RDWR | os.O_CREAT, 0o644)
+    descriptor = os.open(run / _LOCK, os.O_RDWR | os.O_CREAT, 0o666)
     try:
         fcntl.lockf(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)  # flock's would live on in a killed run's data workers
     except OSError:

@@ -55,6 +55,8 @@ def _remedy(address: Address, reason: str) -> str:
     lowered = reason.lower()
     if "auth" in lowered or "permission" in lowered:
         return f"set {TOKEN_VARIABLE}=user:password in the environment"
+    if "no space" in lowered or "errno 28" in lowered:
+        return "make room and run the same command again"
     if not address.is_file:
         return f"look whether Milvus runs at {address.server}, or try again"
     return "look whether another process has the file open" if "lock" in lowered or "open" in lowered else "try again"

@@ -29,7 +29,7 @@ def locked_plans(folder: Path) -> Iterator[None]:
     while True:
         folder.mkdir(parents=True, exist_ok=True)
         try:
-            file = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+            file = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
         except FileNotFoundError:  # removed between the two calls
             continue
         try:
@@ -53,7 +53,7 @@ class Claims:
 
     def __init__(self, folder: Path) -> None:
         self._path = folder / "claims"
-        self._file = os.open(self._path, os.O_RDWR | os.O_CREAT, 0o644)
+        self._file = os.open(self._path, os.O_RDWR | os.O_CREAT, 0o666)
 
     def __enter__(self) -> Self:
         return self

@@ -208,11 +208,16 @@ def test_a_process_of_our_own_number_before_a_restart_is_dead(tmp_path):
 
 
 @pytest.mark.parametrize("other", ["a-x", "x-a", "x.1", "x.old", "xx", "X"])
-def test_the_staging_of_a_similar_name_is_not_disturbed(tmp_path, other, dead_process):
-    for leftover in (f".partial-{other}.{dead_process}@{HOST}", f".partial-{other}.old"):
-        (tmp_path / leftover).mkdir()
+def test_of_other_targets_only_what_dead_processes_left_is_removed(tmp_path, other, dead_process, living_process):
+    gone = tmp_path / f".partial-{other}.{dead_process}@{HOST}"
+    kept = [f".partial-{other}.{number}@{HOST}" for number in (living_process, os.getpid())]
+    kept += [f".partial-{other}.{dead_process}@elsewhere", f".partial-{other}.old"]
+    for name in kept:
+        (tmp_path / name).mkdir()
     before = set(tree(tmp_path))
+    gone.mkdir()
     fill(tmp_path / "x", "new")
+    assert not gone.exists()
     assert set(tree(tmp_path)) - before == {"x", "x/deep", "x/deep/file"}
     assert before <= set(tree(tmp_path))
 

@@ -18,6 +18,7 @@ import pytest
 import index.generations
 from fanoise.errors import ArtifactError, InputError
 from index.build import build_index
+from index.encoding.claims import locked_plans
 from index.generations import read_current, writing
 from index.manifest import GENERATION_FILES, Manifest
 from index.search import Index
@@ -300,6 +301,17 @@ def test_the_holder_on_another_host_is_named(built, monkeypatch):
     monkeypatch.setattr(fcntl, "lockf", refuse)
     with pytest.raises(InputError, match=r"process 7 on node-b \(add, since 2026"), writing(built, "delete"):
         pass
+
+
+@pytest.mark.parametrize(("umask", "mode"), [(0o002, 0o664), (0o022, 0o644)])
+def test_a_group_that_may_write_the_folder_may_hold_its_locks(tmp_path, umask, mode):
+    before = os.umask(umask)
+    try:
+        with writing(tmp_path / "index", "build"), locked_plans(tmp_path / "index" / "encoding"):
+            locks = [path for path in (tmp_path / "index").rglob("*") if path.is_file()]
+            assert {path.stat().st_mode & 0o777 for path in locks} == {mode} and len(locks) == 2
+    finally:
+        os.umask(before)
 
 
 # a full disk

@@ -1,7 +1,10 @@
 import copy
+import errno
 import json
+import os
 from collections.abc import Iterator
 from dataclasses import replace
+from pathlib import Path
 
 import faiss
 import numpy as np
@@ -10,7 +13,7 @@ import pyarrow.parquet as pq
 import pytest
 
 import index.faiss_file
-from fanoise.errors import ArtifactError, InputError
+from fanoise.errors import ArtifactError, CatalogError, InputError
 from index.__main__ import main
 from index.build import build_index
 from index.manifest import GENERATION_FILES, FileRecord, Manifest, _digest
@@ -207,6 +210,44 @@ def test_nonsense_in_place_of_a_manifest_is_one_line(built, text):
     with pytest.raises(ArtifactError, match=r"manifest\.json is damaged") as caught:
         Index.open(built)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("kind", ["pipe", "folder", "loop", "link to nothing"])
+def test_what_lies_in_place_of_a_manifest_costs_no_generation(embedder, built, new_catalog, kind):
+    file = built / "manifest.json"
+    file.rename(built / "aside.json")
+    if kind == "pipe":
+        os.mkfifo(file)
+    elif kind == "folder":
+        file.mkdir()
+    else:
+        file.symlink_to(file if kind == "loop" else "nowhere")
+    with pytest.raises(ArtifactError, match=r"manifest\.json is no file"):
+        Index.open(built)
+    assert "is no file" in verify_index(built)[0]
+    with pytest.raises(CatalogError):
+        build_index(embedder, built.parent / "none.csv", built, progress=False)
+    file.rmdir() if kind == "folder" else file.unlink()
+    (built / "aside.json").rename(file)
+    assert verify_index(built) == []
+
+
+def test_a_manifest_that_may_not_be_read_is_not_called_damaged(built, monkeypatch):
+    def refuse(path):
+        raise PermissionError(errno.EACCES, "Permission denied", str(path))
+
+    monkeypatch.setattr(Path, "read_bytes", refuse)
+    for command in (Index.open, verify_index, Manifest.read):
+        with pytest.raises(PermissionError):
+            command(built)
+
+
+def test_items_that_are_a_pipe_are_not_waited_for(built, capsys):
+    file = generation(built) / "items.parquet"
+    file.unlink()
+    os.mkfifo(file)
+    assert main(["info", "--index", str(built)]) == 0
+    assert "unknown, items.parquet cannot be read" in capsys.readouterr().out
 
 
 def test_a_folder_without_manifest_is_no_index(tmp_path):

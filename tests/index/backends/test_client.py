@@ -51,6 +51,7 @@ def test_what_is_raised_is_not_logged_as_well(calls, caplog):
         (SERVER, "auth check failure", "set MILVUS_TOKEN=user:password in the environment"),
         (SERVER, "connection lost", "look whether Milvus runs at http://host:19530, or try again"),
         (FILE, "database is locked", "look whether another process has the file open"),
+        (FILE, "[Errno 28] Error writing bytes", "make room and run the same command again"),
         (FILE, "no such thing", "try again"),
     ],
 )
