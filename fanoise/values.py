@@ -9,6 +9,17 @@ def is_missing(value: Any) -> bool:
     return value is None or (isinstance(value, str) and not value) or (isinstance(value, float) and math.isnan(value))
 
 
+def printable_text(text: str) -> str:
+    """Text that every encoder can take: lone surrogates (undecodable file names, JSON escapes) become escapes."""
+    if text.isascii():
+        return text
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return text.encode("utf-8", "backslashreplace").decode("utf-8")
+    return text  # and no copy of it
+
+
 def spelled(value: Any) -> str:
     """The one text of a value, an id or a field's: 20 for 20.0, which pandas makes of 20 where another row has none."""
     return str(int(value)) if isinstance(value, float) and value.is_integer() else str(value)

@@ -18,8 +18,8 @@ import pyarrow as pa
 
 from fanoise.catalog import Item
 from fanoise.errors import InputError
+from fanoise.values import printable_text
 from index.exact import search_exact
-from index.items import printable_text
 from index.manifest import ITEMS
 from index.parquet import read_pieces
 from index.store import VectorStore, truncated

@@ -9,9 +9,10 @@ import pyarrow.compute as pc
 
 from fanoise.catalog import Item
 from fanoise.errors import InputError
+from fanoise.values import printable_text
 from index.encoding.rejects import Reject
 from index.encoding.shard import ITEM, is_one_of_several
-from index.items import Items, printable_text
+from index.items import Items
 
 Existing = Literal["refuse", "replace", "require"]
 Names = tuple[str, str]

@@ -14,6 +14,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from fanoise.errors import ArtifactError, InputError, one_line
+from fanoise.values import printable_text
 from index.parquet import PieceWriter, Rows, open_file, read_parquet, read_pieces
 from index.where import unknown_field
 
@@ -49,10 +50,13 @@ class ItemWriter:
         signature: bytes | None = None,
         fields: Mapping[str, Any],
     ) -> None:
+        row = len(self)
         for name, value in fields.items():
             column = self._fields.setdefault(printable_text(str(name)), [])
-            column.extend([None] * (len(self) - len(column)))
-            column.append(printable_text(value) if isinstance(value, str) else value)
+            if len(column) < row:
+                column.extend([None] * (row - len(column)))
+            # of names that are printed alike the last one counts, as of those that JSON has twice
+            column[row:] = [printable_text(value) if isinstance(value, str) else value]
         self._ids.append(id)
         self._texts.append(text)
         self._images.append(image)
@@ -198,15 +202,6 @@ def concat_items(tables: Sequence[pa.Table]) -> pa.Table:
         ]
         columns["fields"] = pa.StructArray.from_arrays(members, names=names)
     return pa.table(columns)
-
-
-def printable_text(text: str) -> str:
-    """Text that every encoder can take: lone surrogates (undecodable file names, JSON escapes) become escapes."""
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        return text.encode("utf-8", "backslashreplace").decode("utf-8")
-    return text  # and no copy of it
 
 
 def json_value(value: Any) -> Any:

@@ -19,6 +19,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from fanoise.errors import ArtifactError, CatalogError, InputError
+from fanoise.values import printable_text
 from index.ann import Queries, tune_and_measure, write_ann
 from index.encoding.cut import referenced_images
 from index.encoding.earlier import write_earlier
@@ -31,7 +32,7 @@ from index.faiss_file import write_index
 from index.generations import Writer, sweep_thumbnails, writing
 from index.held_out import measure_overlap, text_queries
 from index.identity import Existing, Names, name_columns, names_of_row, names_of_rows, odd_rows, refusal
-from index.items import SIGNATURE, Items, printable_text
+from index.items import SIGNATURE, Items
 from index.join import join_items
 from index.manifest import (
     DELETED,

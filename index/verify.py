@@ -11,11 +11,11 @@ from fanoise.catalog import Item
 from fanoise.catalog.cells import LEADS_OUT, NO_URLS
 from fanoise.errors import ArtifactError, FANoiseError, ImageError
 from fanoise.storage import sha256_file
+from fanoise.values import printable_text
 from index.agreement import agreement_faults
 from index.encoding.cut import NotAllowedError, referenced_rows
 from index.encoding.rejects import Reject, read_rejects
 from index.exact import search_exact
-from index.items import printable_text
 from index.manifest import REJECTS, VECTORS, Manifest
 from index.search import Index
 from index.store import rounding_loss, truncated

@@ -2,7 +2,7 @@
 
 import functools
 import string
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,42 +20,42 @@ ID, TEXT, IMAGE, ITEM = "id", "text", "image", "item"
 
 @dataclass(frozen=True, kw_only=True)
 class Columns:
-    """`text`, `images` and `required` as in `read_catalog`; several images make one item for each."""
+    """`text`, `images` and `vectors` as in `read_catalog`; several images make one item for each."""
 
     text: str | None = None
     images: tuple[str, ...] = (IMAGE,)
-    required: tuple[str, ...] = ()
+    vectors: str | None = None
 
     @classmethod
-    def of(cls, text: str | None, image: str | Sequence[str], required: Sequence[str] = ()) -> "Columns":
+    def of(cls, text: str | None, image: str | Sequence[str], vectors: str | None = None) -> "Columns":
         images = (image,) if isinstance(image, str) else tuple(image)
         if not images or len(set(images)) != len(images):
             raise CatalogError(f"image columns {', '.join(images) or '(none)'}: name at least one, and each once")
-        return cls(text=text, images=images, required=tuple(required))
+        return cls(text=text, images=images, vectors=vectors)
 
-    def check(self, path: str | Path, columns: Iterable[str]) -> None:
-        """Raises: CatalogError where a column that was asked for is not among `columns`."""
-        columns = tuple(columns)
-        known = listed(columns)
-        wanted: list[str] = []
-        if self.text is not None:
-            try:
-                wanted += _template_columns(self.text) or (self.text,)
-            except ValueError as error:
-                raise CatalogError(
-                    f"text template {self.text!r}: {error}; write it like '{{title}}. {{description}}'"
-                ) from None
+    def fault(self, columns: Collection[str]) -> str | None:
+        """What is to be said where a column that was asked for is not among `columns`. Raises: as `number_rows`."""
+        wanted = [] if self.text is None else list(self._texts())
         if self.images != (IMAGE,):
             wanted += self.images
-        wanted += self.required
-        for name in wanted:
-            if name not in columns:
-                raise CatalogError(f"{path}: unknown column {name!r}; the columns are {known}")
+        if self.vectors is not None:
+            wanted.append(self.vectors)
+        if (unknown := next((name for name in wanted if name not in columns), None)) is not None:
+            return f"unknown column {unknown!r}; the columns are {listed(list(columns))}"
         if self.text is None and TEXT not in columns and not set(self.images) & set(columns):
-            raise CatalogError(
-                f"{path}: no column 'image' or 'text'; name yours (--image COLUMN, --text COLUMN), "
-                f"the columns are {known}"
+            return (
+                f"no column 'image' or 'text'; name yours (--image COLUMN, --text COLUMN), "
+                f"the columns are {listed(list(columns))}"
             )
+        return None
+
+    @property
+    def number_rows(self) -> str | None:
+        """The column that may come as NumPy rows: that of the vectors, unless more is made of it.
+
+        Raises: CatalogError for a template of the text that is none.
+        """
+        return None if self.vectors in (ID, *self.images, *self._texts()) else self.vectors
 
     def items(
         self, path: str | Path, number: int, row: Mapping[str, Any], cells: ImageCells, reject: Rejects
@@ -91,6 +91,17 @@ class Columns:
                 continue
             yield Item(id=own_id, text=text, image=image, fields={**fields, ITEM: id} if several else fields)
 
+    def _texts(self) -> tuple[str, ...]:
+        """The columns that the text is made of. Raises: as `number_rows`."""
+        if self.text is None:
+            return (TEXT,)
+        try:
+            return _template_columns(self.text) or (self.text,)
+        except ValueError as error:
+            raise CatalogError(
+                f"text template {self.text!r}: {error}; write it like '{{title}}. {{description}}'"
+            ) from None
+
     def _images(self, row: Mapping[str, Any]) -> dict[int, Any]:
         """Image cells that are not empty, by their place among all of the row's."""
         cells: list[Any] = []
@@ -119,11 +130,13 @@ def _template_columns(template: str) -> tuple[str, ...]:
 
 def _word(row: Mapping[str, Any], name: str) -> str:
     value = row.get(name)
+    if isinstance(value, str):
+        return value
     if is_missing(value):
         return ""
-    if isinstance(value, list) and not any(isinstance(member, list | dict | bytes) for member in value):
+    if isinstance(value, list) and not any(isinstance(member, _CONTAINERS) for member in value):
         return ", ".join(str(member) for member in value if not is_missing(member))  # tags, colours, captions
-    if isinstance(value, list | dict | bytes):
+    if isinstance(value, _CONTAINERS):
         raise Fault(None, f"column {name!r} is a {type(value).__name__}, must be a text, number or list of them")
     return str(value)
 

@@ -11,7 +11,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from fanoise.catalog.tables import arrow_rows, open_arrow
+from fanoise.catalog.arrow import arrow_rows
+from fanoise.catalog.tables import open_arrow
 from fanoise.errors import CatalogError, one_line
 
 _DICT, _STATE, _INFO = "dataset_dict.json", "state.json", "dataset_info.json"
@@ -21,9 +22,11 @@ def is_dataset(folder: Path) -> bool:
     return (folder / _DICT).is_file() or ((folder / _STATE).is_file() and (folder / _INFO).is_file())
 
 
-def read_dataset(folder: Path) -> Iterator[tuple[int, dict[str, Any]]]:
+def read_dataset(folder: Path, vectors: str | None = None) -> Iterator[tuple[int, dict[str, Any]]]:
     """Yield (number, row) of a dataset, or of all splits, which then are the field `split`. Class labels are names.
 
+    Args:
+        vectors: a column whose lists of numbers come as NumPy rows.
     Raises: CatalogError.
     """
     number = 0
@@ -31,7 +34,7 @@ def read_dataset(folder: Path) -> Iterator[tuple[int, dict[str, Any]]]:
         labels = _labels(part)
         for file in _files(part):
             for batch in _batches(file):
-                for row in arrow_rows(batch, f"{file}: after row {number}"):
+                for row in arrow_rows(batch, f"{file}: after row {number}", vectors):
                     number += 1
                     for name, names in labels.items():
                         row[name] = _label(names, row.get(name))

@@ -3,30 +3,32 @@
 import csv
 import json
 import os
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+from fanoise.catalog.arrow import BATCH_ROWS, arrow_rows
 from fanoise.errors import CatalogError, one_line
 
 MAX_CELL = 32 * 2**20
 """Characters in a cell of a CSV file or a line of a JSONL file: room for an image as base64, not for a whole file."""
-_BATCH_ROWS = 128  # of Parquet and Arrow: cells may hold whole images
-_SHORT_LIST = 64
-"""Longer lists of floats are vectors, which nobody looks at and for which this would take four times as long."""
 _BATCH_BYTES = 64 * 2**20
 
 
-def read_rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
+def read_rows(path: Path, vectors: str | None = None) -> Iterator[tuple[int, dict[str, Any]]]:
     """Yield (row number from 1, row) of a CSV, TSV, JSONL or Parquet table; empty cells are None.
 
+    Args:
+        vectors: of Parquet, a column whose lists of numbers come as NumPy rows.
     Raises: CatalogError naming file and row for what cannot be read.
     """
     path = Path(path)
     with _named(path):
-        for number, row in enumerate(_READERS[path.suffix.lower()](path), start=1):
+        suffix = path.suffix.lower()
+        rows = _read_parquet(path, vectors) if suffix == ".parquet" else _READERS[suffix](path)
+        for number, row in enumerate(rows, start=1):
             yield number, _without_empty(row)
 
 
@@ -42,16 +44,28 @@ def read_batches(path: Path, rows: int) -> Iterator[tuple[int, Any]]:
 
 def batch_rows(path: Path, first: int, batch: Any) -> Iterator[tuple[int, dict[str, Any]]]:
     """What `read_rows` yields for the rows of a record batch, whose first row has that number. Raises: CatalogError."""
-    for start in range(0, len(batch), _BATCH_ROWS):
-        part = batch.slice(start, _BATCH_ROWS)
+    for start in range(0, len(batch), BATCH_ROWS):
+        part = batch.slice(start, BATCH_ROWS)
         number = first + start
         rows = arrow_rows(part, f"{path}: rows {number} to {number + len(part) - 1}")
         yield from enumerate(map(_without_empty, rows), start=number)
 
 
-def read_tables(paths: Iterable[Path]) -> Iterator[tuple[int, dict[str, Any]]]:
-    """`read_rows` of one table after the other, numbered on; errors number the rows of their own table."""
-    yield from enumerate((row for path in paths for _, row in read_rows(path)), start=1)
+def read_tables(
+    tables: Iterable[tuple[Path, Mapping[str, Any]]], vectors: str | None = None
+) -> Iterator[tuple[int, dict[str, Any]]]:
+    """`read_rows` of one table after the other, numbered on; errors number the rows of their own table.
+
+    Args:
+        tables: each with what its rows have besides their own columns.
+    """
+    number = 0
+    for path, others in tables:
+        for _, row in read_rows(path, vectors):
+            number += 1
+            for name, value in others.items():
+                row.setdefault(name, value)
+            yield number, row
 
 
 def count_parquet_rows(path: Path) -> int:
@@ -73,41 +87,12 @@ def open_arrow(path: Path) -> Any:
     return pa.OSFile(os.fsencode(path))  # as text, a name that is not UTF-8 cannot be given
 
 
-def arrow_rows(batch: Any, where: str) -> Iterator[dict[str, Any]]:
-    """The rows of an Arrow record batch, few at a time.
-
-    A float32 becomes the shortest fraction that rounds to it: 19.99, as it was written, not 19.989999771118164.
-    Raises: CatalogError for values that Python cannot hold.
-    """
-    for start in range(0, len(batch), _BATCH_ROWS):
-        try:
-            rows = _decimal(batch.slice(start, _BATCH_ROWS)).to_pylist()
-        except (ValueError, OverflowError) as error:  # text that is not UTF-8, a date after the year 9999
-            raise CatalogError(f"{where}: a value cannot be read ({one_line(error)})") from None
-        yield from rows
-
-
 def listed(columns: Sequence[str]) -> str:
     """The names of a table's columns for a message, with what seems to be wrong with them."""
     names = ", ".join(columns)
     if len(columns) == 1 and (sign := next((sign for sign in ";\t|" if sign in columns[0]), None)):
         names += f" (one column: is {sign!r} what separates them? A .csv has commas, a .tsv tabs)"
     return names
-
-
-def _decimal(batch: Any) -> Any:
-    import pyarrow as pa
-
-    for place, column in enumerate(batch.columns):
-        kind = column.type
-        if kind == pa.float32():
-            text, number = pa.string(), pa.float64()
-        elif kind == pa.list_(pa.float32()) and len(column.flatten()) <= _SHORT_LIST * len(column):
-            text, number = pa.list_(pa.string()), pa.list_(pa.float64())
-        else:
-            continue
-        batch = batch.set_column(place, batch.schema.names[place], column.cast(text).cast(number))
-    return batch
 
 
 @contextmanager
@@ -126,7 +111,7 @@ def _named(path: Path) -> Iterator[None]:
 
 
 def _without_empty(row: dict[str, Any]) -> dict[str, Any]:
-    return {key: (None if value == "" else value) for key, value in row.items()}
+    return {key: (None if isinstance(value, str) and not value else value) for key, value in row.items()}
 
 
 def _first_bad_line(path: Path) -> int:
@@ -179,9 +164,9 @@ def _read_jsonl(path: Path) -> Iterator[dict[str, Any]]:
             yield row
 
 
-def _read_parquet(path: Path) -> Iterator[dict[str, Any]]:
-    for start, batch in _parquet_batches(path, _BATCH_ROWS):
-        yield from arrow_rows(batch, f"{path}: rows {start} to {start + len(batch) - 1}")
+def _read_parquet(path: Path, vectors: str | None = None) -> Iterator[dict[str, Any]]:
+    for start, batch in _parquet_batches(path, BATCH_ROWS):
+        yield from arrow_rows(batch, f"{path}: rows {start} to {start + len(batch) - 1}", vectors)
 
 
 def _parquet_batches(path: Path, rows: int, *, size_bytes: int | None = None) -> Iterator[tuple[int, Any]]:

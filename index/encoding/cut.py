@@ -2,23 +2,28 @@
 
 import hashlib
 import json
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from fanoise.catalog import ImageBytes, Item, catalog_root, read_catalog
 from fanoise.errors import CatalogError
+from fanoise.values import printable_text
 from index.encoding.rejects import Reject
-from index.items import printable_text
 from index.manifest import CatalogRef
 
 SHARD_ROWS = 4096
 _SHARD_BYTES = 64 << 20
 """A shard ends before its rows where they hold this much: long texts and fields, images inside the catalogue. Three
 shards are in memory at once, and what is written of one as well."""
-_VALUE_BYTES = 8
-"""Of a number, or of where a text is."""
+# of CPython's objects: a number, another one without what is in it, a place in a list, one in a dict with its key
+_NUMBER_BYTES, _OBJECT_BYTES, _SLOT_BYTES, _MEMBER_BYTES = 24, 50, 8, 50
+_ROW_BYTES = 300
+"""Of an item without text, image and fields."""
 
 
 class NotAllowedError(CatalogError):
@@ -31,7 +36,7 @@ class Shard:
     rows: list[Item | Reject]
     """In catalogue order; a reject is a row that the catalogue's reader could make nothing of."""
 
-    @property
+    @cached_property
     def digest(self) -> str:
         """Hex SHA-256 over the ids: which rows these are, whatever became of them."""
         return hashlib.sha256(json.dumps([printable_text(row.id) for row in self.rows]).encode()).hexdigest()
@@ -103,19 +108,28 @@ def cut(rows: Iterable[Item | Reject], size: int = SHARD_ROWS) -> Iterator[Shard
 
 
 def _size_bytes(row: Item | Reject) -> int:
+    """About what a row takes in memory, and alike on all machines."""
     if isinstance(row, Reject):
-        return 0
+        return _ROW_BYTES
     image = row.image.data if isinstance(row.image, ImageBytes) else row.image
-    return len(row.text or "") + (len(image) if isinstance(image, bytes) else 0) + _value_bytes(row.fields)
+    size = _ROW_BYTES + _value_bytes(row.text) + (len(image) if isinstance(image, bytes) else 0)
+    # the text is most often a field as well, and the same object
+    return size + sum(_value_bytes(value) for value in row.fields.values() if value is not row.text)
 
 
 def _value_bytes(value: Any) -> int:
-    """Roughly, and alike on all machines: what a field's value holds."""
-    if isinstance(value, (str, bytes)):
-        return len(value)
-    if isinstance(value, Mapping):
-        return sum(_VALUE_BYTES + _value_bytes(member) for member in value.values())
+    if value is None:
+        return 0
+    if isinstance(value, str):
+        return _OBJECT_BYTES + len(value) * (1 if value.isascii() else 2)
+    if isinstance(value, bytes):
+        return _OBJECT_BYTES + len(value)
+    if isinstance(value, np.ndarray):
+        return 2 * _OBJECT_BYTES + value.nbytes
+    if isinstance(value, dict):
+        return _OBJECT_BYTES + sum(_MEMBER_BYTES + _value_bytes(member) for member in value.values())
     if isinstance(value, (list, tuple)):
         is_vector = bool(value) and isinstance(value[0], (int, float))  # of hundreds of numbers, not to be looked at
-        return _VALUE_BYTES * len(value) + (0 if is_vector else sum(map(_value_bytes, value)))
-    return 0
+        members = _NUMBER_BYTES * len(value) if is_vector else sum(map(_value_bytes, value))
+        return _OBJECT_BYTES + _SLOT_BYTES * len(value) + members
+    return _NUMBER_BYTES

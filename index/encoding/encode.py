@@ -177,7 +177,7 @@ class Encoder:
                 ) from None
         else:
             self.model_seconds += time.perf_counter() - start
-            shard.add(prepared, dict(zip(prepared.positions, vectors, strict=True)))
+            shard.add(prepared, vectors)
             return
         torch.cuda.empty_cache()
         if half < self._batch_size:

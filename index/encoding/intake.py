@@ -127,8 +127,7 @@ class Intake:
         )
 
     def rows(self, on_other: Callable[[str], object] | None = None) -> Iterator[Item | Reject]:
-        required = () if self.vectors is None else (self.vectors,)
-        return catalog_rows(self.catalog, **self.reading, required=required, on_other=on_other)
+        return catalog_rows(self.catalog, **self.reading, vectors=self.vectors, on_other=on_other)
 
     def ref(self) -> CatalogRef:
         """The catalogue as the manifest names it."""

@@ -22,7 +22,7 @@ from index.encoding.shard import ShardOptions, images_are_as_they_were
 from index.manifest import ENCODING, ITEMS, REJECTS, VECTORS, Manifest
 from index.store import VectorStore
 
-_VERSION = 5
+_VERSION = 6
 """To be raised with any change in what a shard holds."""
 _THREADS = 8
 _PLAN = "plan.json"

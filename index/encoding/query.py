@@ -11,7 +11,7 @@ from PIL import Image
 from fanoise.catalog import Item
 from fanoise.errors import ArtifactError, InputError
 from fanoise.images import open_image
-from index.items import printable_text
+from fanoise.values import printable_text
 from index.manifest import EmbedderRef
 
 if TYPE_CHECKING:

@@ -8,8 +8,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from fanoise.errors import ArtifactError, one_line
+from fanoise.values import printable_text
 from index.checked import UNFIT, Checked, record_of
-from index.items import printable_text
 
 _VARIABLE = re.compile(r"'[^']*'|\d[\d,.]*\d|\d")
 """What differs among reasons of one kind: names and figures."""

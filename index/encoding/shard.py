@@ -1,7 +1,7 @@
 """One shard from its rows to its files: what is known of each row, and what is found out."""
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import groupby
 from pathlib import Path
@@ -10,12 +10,13 @@ from typing import Any
 import numpy as np
 
 from fanoise.catalog import Item, image_name
+from fanoise.values import printable_text
 from index.encoding.cut import Shard
 from index.encoding.known import KnownRow, copy_rows
 from index.encoding.lookup import Looked, batches
 from index.encoding.prepare import Facts, Prepared
 from index.encoding.rejects import Reject, write_rejects
-from index.items import ItemWriter, printable_text
+from index.items import ItemWriter
 from index.manifest import ITEMS, REJECTS, VECTORS
 from index.store import Precision, VectorWriter, truncated
 
@@ -25,8 +26,7 @@ FILES = "files.json"
 """Of a shard's items whose image is a file by itself: where it is, its size, and its time in ns before it was read."""
 _NO_NUMBERS = frozenset({bool, bytes, str, type(None)})
 """That NumPy would make numbers of."""
-Vectors = Mapping[int, np.ndarray]
-"""Of positions in a shard: an embedding [E]."""
+_NO_FACTS = Facts(None, None, None)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -88,13 +88,17 @@ class EncodedShard:
         self._known: dict[int, KnownRow] = {}
         self._facts: dict[int, Facts] = {}
         self._vectors = np.zeros((len(shard.rows), options.dim), np.float32)
+        given: dict[int, Any] = {}
         for position, row in enumerate(shard.rows):
             if isinstance(row, Reject):
                 self._rejects[position] = row
-            else:
-                self._take(position, row)
-        if options.vectors is not None:
-            self._take_vectors(options.vectors, embedder_dim)
+                continue
+            fields = row.fields
+            if options.vectors is not None:
+                fields = dict(fields)
+                given[position] = fields.pop(options.vectors, None)
+            self._take(position, row, fields)
+        self._take_vectors(given, embedder_dim)
 
     def __len__(self) -> int:
         """Catalogue rows."""
@@ -140,13 +144,13 @@ class EncodedShard:
                 self._known[position], self._facts[position] = look.known, facts
         return batches(lengths, batch_size, pixels)
 
-    def add(self, prepared: Prepared, vectors: Vectors | None) -> None:
-        """Take what came of a batch; without `vectors`, they were given."""
+    def add(self, prepared: Prepared, vectors: np.ndarray | None) -> None:
+        """Take what came of a batch, with an embedding for each of its positions [n, E]; without, they were given."""
         for position, reason in prepared.rejected.items():
             self._reject(position, reason)
         self._facts.update(zip(prepared.positions, prepared.facts, strict=True))
-        if vectors is not None:
-            self._set_vectors({position: vectors[position] for position in prepared.positions})
+        if vectors is not None and prepared.positions:
+            self._set_vectors(prepared.positions, vectors)
 
     def write(self, folder: Path) -> None:
         """All files, those of items in catalogue order."""
@@ -176,36 +180,39 @@ class EncodedShard:
         (folder / FILES).write_text(json.dumps([file for file in files if file is not None]))
         write_rejects(folder / REJECTS, (reject for _, reject in sorted(self._rejects.items())))
 
-    def _take(self, position: int, row: Item) -> None:
+    def _take(self, position: int, row: Item, fields: Mapping[str, Any]) -> None:
         text = printable_text(row.text) if row.text else None
-        item = replace(row, id=printable_text(row.id), text=text)
-        self._files[position] = _file(row.image, self._root)
-        path = image_name(row.image, self._root)
-        self._paths[position] = None if path is None else printable_text(path)
-        self._items[position] = item
+        item = Item(id=printable_text(row.id), text=text, image=row.image, fields=fields)
+        self._items[position], self._files[position], self._paths[position] = item, None, None
+        if row.image is not None:
+            self._files[position] = _file(row.image, self._root)
+            path = image_name(row.image, self._root)
+            self._paths[position] = None if path is None else printable_text(path)
         if row.image is None and not (text and text.strip()):
             self._reject(position, "it has neither text nor image")
 
-    def _take_vectors(self, column: str, embedder_dim: int) -> None:
-        given = {}
-        for position, item in list(self._items.items()):
-            fields = dict(item.fields)
-            vector = _given_vector(fields.pop(column, None), embedder_dim)
-            self._items[position] = replace(item, fields=fields)
-            self._facts[position] = Facts(None, None, None)
+    def _take_vectors(self, values: Mapping[int, Any], embedder_dim: int) -> None:
+        """
+        Args:
+            values: what the rows' fields hold, by position.
+        """
+        positions, rows = list[int](), np.empty((len(values), self._options.dim))
+        for position, value in values.items():
+            if position in self._rejects:
+                continue
+            self._facts[position] = _NO_FACTS
+            vector = _given_vector(value, embedder_dim)
             if isinstance(vector, str):
                 self._reject(position, vector)
             else:
-                given[position] = vector
-        if given:
-            rows = _directions(np.stack(list(given.values()))[:, : self._options.dim])
-            self._set_vectors(dict(zip(given, rows, strict=True)), "vector")
+                rows[len(positions)] = vector[: self._options.dim]
+                positions.append(position)
+        if positions:
+            self._set_vectors(positions, _directions(rows[: len(positions)]), "vector")
 
-    def _set_vectors(self, vectors: Vectors, what: str = "embedding") -> None:
-        if not vectors:
-            return
-        positions = np.fromiter(vectors, int)
-        short = truncated(np.stack(list(vectors.values())), self._options.dim)
+    def _set_vectors(self, places: Sequence[int], vectors: np.ndarray, what: str = "embedding") -> None:
+        positions = np.array(places)
+        short = truncated(vectors, self._options.dim)
         finite, zero = np.isfinite(short).all(axis=1), ~short.any(axis=1)
         for position in positions[~finite].tolist():
             self._reject(position, f"its {what} is not finite")
@@ -222,13 +229,16 @@ class EncodedShard:
 
 
 def _given_vector(value: Any, dim: int) -> np.ndarray | str:
-    """A row [dim] in float64 of what a catalogue's field holds, or why it is none."""
+    """A row [dim] of numbers that a catalogue's field holds, or why it is none."""
     if value is None:
         return "its vector is missing"
     try:
-        if isinstance(value, str) or not _NO_NUMBERS.isdisjoint(map(type, value)):
+        if isinstance(value, np.ndarray):
+            vector = value
+        elif isinstance(value, str) or not _NO_NUMBERS.isdisjoint(map(type, value)):
             return "its vector is not a list of numbers"
-        vector = np.asarray(value, dtype=np.float64)
+        else:
+            vector = np.asarray(value, dtype=np.float64)
     except (TypeError, ValueError, OverflowError):  # OverflowError: an integer of hundreds of digits
         return "its vector is not a list of numbers"
     if vector.shape != (dim,):

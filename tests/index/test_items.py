@@ -50,6 +50,15 @@ def test_types_meet_where_no_value_is_lost_and_else_as_text(tmp_path, first, sec
         assert (values if parts[0] is first else values[::-1]) == expected
 
 
+def test_of_names_that_are_printed_alike_the_last_one_counts(tmp_path):
+    fields = [{"a": 1}, {"\ud800": 2, "a": 2, "\\ud800": 3}, {"\ud800": 4}]
+    assert table(tmp_path / "a.parquet", *fields)["fields"].to_pylist() == [
+        {"a": 1, "\\ud800": None},
+        {"a": 2, "\\ud800": 3},
+        {"a": None, "\\ud800": 4},
+    ]
+
+
 def test_fields_that_a_table_lacks_are_null_there(tmp_path):
     items, fields = joined(tmp_path, [{"a": 1}], [{}], [{"b": "x", "a": 3}])
     assert items.field_names == ["a", "b"]

@@ -1,3 +1,4 @@
+import json
 import multiprocessing
 import os
 import subprocess
@@ -5,6 +6,7 @@ import sys
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -191,6 +193,62 @@ def test_two_ids_with_one_digest_are_two_ids(tmp_path, monkeypatch):
 def test_a_row_that_was_rejected_leaves_its_id_free(tmp_path):
     items, rejects = read(write(tmp_path / "a.csv", [{"id": "a", "text": ""}, {"id": "a", "text": "x"}]))
     assert ([item.id for item in items], [id for id, *_ in rejects]) == (["a"], ["a"])
+
+
+def test_ids_that_an_index_spells_alike_are_duplicates(tmp_path):
+    path = raw(tmp_path / "a.jsonl", '{"id": "\\ud800", "text": "x"}\n{"id": "\\\\ud800", "text": "x"}\n')
+    with pytest.raises(CatalogError, match=r"row 2: id .* was already used in row 1"):
+        list(read_catalog(path))
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="file names are Unicode elsewhere")
+def test_so_are_names_of_files(tmp_path):
+    for name in (b"\xff.png", b"\\udcfe.png"):
+        raw(tmp_path / os.fsdecode(name), png())
+    assert len(list(read_catalog(tmp_path))) == 2
+    raw(tmp_path / "\\udcff.png", png())
+    with pytest.raises(CatalogError, match=r"id .* was already used in row"):
+        list(read_catalog(tmp_path))
+
+
+# rows that differ
+
+
+@pytest.mark.parametrize("kind", ["jsonl", "tar"])
+@pytest.mark.parametrize("wanted", [{"vectors": "v"}, {"text": "{v}"}, {"image": ["image", "v"]}])
+def test_a_column_that_the_first_rows_lack_is_one_all_the_same(tmp_path, kind, wanted):
+    def table(name, rows):
+        if kind == "jsonl":
+            return write(tmp_path / f"{name}.jsonl", rows)
+        members = [(f"{number:04d}.json", json.dumps(row).encode()) for number, row in enumerate(rows)]
+        return tar(tmp_path / f"{name}.tar", dict(members))
+
+    rows = [{"text": f"{number}", "image": "x.png"} for number in range(255)]
+    late = table("late", [*rows, {"text": "last", "image": "x.png", "v": "7"}])
+    items, _ = read(late, **wanted)
+    assert [item.fields["text"] for item in items if "text" in item.fields][-1] == "last"
+    assert items[0].fields["text"] == "0"
+    assert [item.id for item in items] == list(dict.fromkeys(item.id for item in items))
+    with pytest.raises(CatalogError, match=r"unknown column 'v'; the columns are .*text"):
+        list(read_catalog(table("never", rows), **wanted))
+    with pytest.raises(CatalogError, match="unknown column 'v'"):
+        list(read_catalog(table("too-late", [*rows, rows[0], {"text": "last", "v": "7"}]), **wanted))
+
+
+def test_the_columns_of_other_tables_are_those_of_the_first_row(tmp_path):
+    """So that a fault further down does not come before what is wrong with the whole."""
+    with pytest.raises(CatalogError, match="unknown column 'v'"):
+        list(read_catalog(raw(tmp_path / "a.csv", "id,text\n1,x\n2\n"), vectors="v"))
+
+
+def test_a_column_of_vectors_that_the_text_is_made_of_stays_a_list(tmp_path):
+    path = write(tmp_path / "a.parquet", [{"text": "x", "v": [1, 2]}])
+    [item] = read_catalog(path, text="{text} {v}", vectors="v")
+    assert (item.text, item.fields["v"]) == ("x 1, 2", [1, 2])
+    [item] = read_catalog(path, vectors="v")
+    assert isinstance(item.fields["v"], np.ndarray)
+    [item] = read_catalog(path)
+    assert item.fields["v"] == [1, 2]
 
 
 # rejects and streams
