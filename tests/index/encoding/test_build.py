@@ -480,6 +480,14 @@ def test_a_table_of_vectors_needs_no_model(split, tmp_path):
         build(split, tmp_path / "c.parquet", tmp_path / "index", vectors="w")
 
 
+def test_a_first_row_without_a_vector_is_one_reject(split, tmp_path):
+    lines = [{"text": "a"}, {"text": "b", "v": [1.0] * DIM}, {"text": "c"}]
+    (tmp_path / "c.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    built = build(split, tmp_path / "c.jsonl", tmp_path / "index", vectors="v")
+    assert (built.encoded, built.rejected) == (1, 2)
+    assert Index.open(tmp_path / "index").ids == ["2"]
+
+
 def test_a_real_embedder_is_killed_and_goes_on(tiny_base, tmp_path, toy_pairs):
     """By an error in the middle here, in a process of its own above."""
     lines = [json.loads(line) for line in toy_pairs.read_text().splitlines()][:20]

@@ -1,5 +1,7 @@
+import tracemalloc
 from dataclasses import replace
 
+import numpy as np
 import pytest
 
 import index.encoding.cut
@@ -8,6 +10,7 @@ from index.encoding.content import read_image
 from index.encoding.cut import catalog_rows, cut, referenced_rows
 from index.encoding.intake import catalog_ref
 from index.encoding.rejects import Reject
+from tests.fanoise.catalog.files import write
 from tests.index.encoding.fakes import draw
 
 
@@ -25,18 +28,54 @@ def test_no_rows_are_no_shards():
 
 
 def test_a_shard_ends_where_images_inside_the_catalogue_fill_it(monkeypatch):
-    monkeypatch.setattr(index.encoding.cut, "_SHARD_BYTES", 1000)
-    rows = [Item(id=str(i), image=ImageBytes(bytes(300), "")) for i in range(7)] + [Item(id="t", text="x" * 200)]
+    monkeypatch.setattr(index.encoding.cut, "_SHARD_BYTES", 100_000)
+    rows = [Item(id=str(i), image=ImageBytes(bytes(30_000), "")) for i in range(7)] + [Item(id="t", text="x" * 20_000)]
     assert [len(shard.rows) for shard in cut(rows, 100)] == [4, 4]
 
 
 @pytest.mark.parametrize(
-    "value", ["x" * 300, ["x" * 150, "y" * 150], {"a": {"b": ["x" * 300]}}, list(range(40)), [[0.5] * 20, [0.5] * 20]]
+    "value",
+    [
+        "x" * 30_000,
+        ["x" * 15_000, "y" * 15_000],
+        {"a": {"b": ["x" * 30_000]}},
+        list(range(1000)),
+        [[0.5] * 500, [0.5] * 500],
+        np.zeros(7500, np.float32),
+    ],
 )
 def test_a_shard_ends_where_fields_fill_it(monkeypatch, value):
-    monkeypatch.setattr(index.encoding.cut, "_SHARD_BYTES", 1200)
+    monkeypatch.setattr(index.encoding.cut, "_SHARD_BYTES", 120_000)
     rows = [Item(id=str(i), text="x", fields={"n": i, "value": value, "none": None}) for i in range(7)]
     assert [len(shard.rows) for shard in cut(rows, 100)] == [4, 3]
+
+
+@pytest.mark.parametrize("suffix", ["jsonl", "parquet"])
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [
+        ("t", lambda i: None),
+        ("t" * 500, lambda i: i),
+        ("漢字" * 200, lambda i: f"{i} цвет" * 20),
+        ("t", lambda i: [i + j / 3 for j in range(256)]),
+        ("t", lambda i: [1000 + i + j for j in range(256)]),
+        ("t", lambda i: [f"tag {i} {j}" for j in range(20)]),
+        ("t", lambda i: {f"k{j}": i + j / 3 for j in range(20)}),
+        ("t", lambda i: [{"x": i / 3, "y": f"z{i}"}] * 10),
+    ],
+)
+@pytest.mark.parametrize("vectors", [None, "v"])
+def test_what_is_counted_is_what_is_taken(tmp_path, suffix, text, value, vectors):
+    catalog = write(tmp_path / f"c.{suffix}", [{"text": f"{text}{i}", "n": i, "v": value(i)} for i in range(300)])
+    list(catalog_rows(catalog, vectors=vectors))  # what is made once
+    tracemalloc.start()
+    try:
+        before, _ = tracemalloc.get_traced_memory()
+        rows = list(catalog_rows(catalog, vectors=vectors))
+        taken = tracemalloc.get_traced_memory()[0] - before
+    finally:
+        tracemalloc.stop()
+    assert 0.6 < sum(map(index.encoding.cut._size_bytes, rows)) / taken < 1.6
 
 
 def test_it_reads_no_further_than_the_shard_that_is_asked_for():

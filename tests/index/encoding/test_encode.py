@@ -4,13 +4,15 @@ import random
 import select
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
 
 from fanoise.catalog import Item, read_catalog
 from fanoise.embedder import Embedder
 from fanoise.errors import InputError
-from index.encoding.cut import cut
+from index.encoding.cut import catalog_rows, cut
 from index.encoding.encode import Encoder, settle_workers
 from index.encoding.known import KnownRows
 from index.encoding.near_duplicates import SIGNATURE_BYTES
@@ -267,6 +269,35 @@ def test_given_vectors_of_any_length_have_a_direction(encode, split, tmp_path, s
     assert np.allclose(vectors(tmp_path / "shards"), unit, atol=1e-7)
     reasons = [json.loads(line)["reason"] for line in (tmp_path / "shards/000/rejects.jsonl").read_text().splitlines()]
     assert reasons == ["its vector is zero, which has no direction"] * (dim < DIM)
+
+
+@pytest.mark.parametrize("dim", [DIM, 5])
+def test_vectors_of_a_table_are_those_of_its_lists_to_the_last_bit(encode, split, tmp_path, dim):
+    rng = np.random.default_rng(0)
+    none = [None, [], [1.0] * 3, [float("nan")] * DIM, [0.0] * DIM, [None, *[1.0] * (DIM - 1)], [float("inf")] * DIM]
+    for number, kind in enumerate((pa.float16(), pa.float32(), pa.float64(), pa.int64())):
+        for lists in (pa.list_, pa.large_list, lambda kind: pa.list_(kind, DIM)):
+            scale = 2.0**52 if kind == pa.int64() else 1
+            given = rng.normal(size=(150, DIM)) * scale * 10.0 ** rng.integers(-2, 2, (150, 1))
+            given = given.astype(kind.to_pandas_dtype())
+            values = [*given.tolist(), *none]
+            if kind == pa.int64():
+                values = [one for one in values if one is None or all(map(np.isfinite, filter(None, one)))]
+            if pa.types.is_fixed_size_list(lists(kind)):
+                values = [one for one in values if one is None or len(one) == DIM]
+            values = [values[i] for i in rng.permutation(len(values))]
+            table = {"text": ["t"] * len(values), "v": pa.array(values, lists(kind)), "n": range(len(values))}
+            pq.write_table(pa.table(table), tmp_path / "c.parquet", row_group_size=50)
+            written = []
+            for vectors in (None, "v"):
+                rows = list(catalog_rows(tmp_path / "c.parquet", vectors=vectors))
+                is_array = any(isinstance(row.fields["v"], np.ndarray) for row in rows)
+                assert is_array == (vectors is not None)
+                folder = f"{number}-{lists(kind)}-{vectors}"
+                encode(split, rows, folder, size=70, vectors="v", dim=dim)
+                written.append(contents(tmp_path / folder))
+            assert written[0] == written[1]
+            assert len(written[0]) > 4
 
 
 def test_only_a_few_shards_are_in_memory(encode, split):
