@@ -20,7 +20,6 @@ from index.held_out import read_queries, text_queries
 from index.manifest import DELETED, ITEMS, VECTORS, EmbedderRef, Manifest, relative_to_index
 from index.parquet import read_parquet
 from index.store import read_deleted
-from index.thumbnails import remove_unused
 from index.tuning import RECALL, check_recall
 
 if TYPE_CHECKING:
@@ -106,8 +105,6 @@ class Build(Intake):
                 group_by=ITEM if run.counts().is_grouped else None,
                 **ann,
             )
-            # while our shards are there no other build begins, whose first thumbnails nothing names yet
-            remove_unused(self.out, sorted(self.out.glob(f"generation-*/{ITEMS}")))
             folder.remove_assembled()
             return Built(manifest=manifest, removed=removed, **taken)
 

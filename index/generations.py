@@ -46,7 +46,7 @@ from index.manifest import (
 )
 from index.parquet import read_parquet
 from index.store import VectorStore, read_deleted, write_deleted
-from index.thumbnails import remove_unused, sync_new
+from index.thumbnails import remove_unused
 
 T = TypeVar("T")
 
@@ -102,13 +102,11 @@ class Writer:
         }
         base = None if fresh else self.manifest
         manifest = Manifest(**values) if base is None else replace(base, **values)
-        sync_files(self.stage)
-        if ITEMS not in self._kept:
-            sync_new(self.folder, self.stage / ITEMS, None if self.current is None else self.current / ITEMS)
+        sync_files(self.stage)  # thumbnails are on the disk: those of shards since these are finished
         self.stage.rename(manifest.generation_in(self.folder))
         sync_directory(self.folder)  # the generation must be on the disk before the manifest that names it
         manifest.write(self.folder)
-        _clean_up(self.folder, sweep=ITEMS not in self._kept)
+        _clean_up(self.folder)
         return manifest
 
     def _facts(self) -> dict[str, Any]:
@@ -230,12 +228,8 @@ def _is_manifest(file: Path) -> bool:
     return isinstance(content, dict) and content.keys() >= {"format_version", "embedder"}
 
 
-def _clean_up(folder: Path, *, sweep: bool = False) -> None:
-    """Remove what no reader can need: stages, generations that were never committed, and those before the last two.
-
-    Args:
-        sweep: remove thumbnails that no generation names even where no generation goes.
-    """
+def _clean_up(folder: Path) -> None:
+    """Remove what no reader can need: stages, generations that were never committed, and those before the last two."""
     for path in folder.glob(f"{_PARTIAL}*"):
         _remove(path)
     try:
@@ -245,11 +239,12 @@ def _clean_up(folder: Path, *, sweep: bool = False) -> None:
         manifest, kept = None, set()
     except ArtifactError:  # damaged, or of another version: everything stays until a build replaces it
         return
+    sweep = manifest is None
     for number, path in _generations(folder).items():
         if number not in kept:
             sweep = sweep or manifest is None or not _same_file(path / ITEMS, manifest.generation_in(folder) / ITEMS)
             _remove(path)
-    if manifest is None or sweep:
+    if sweep:
         sweep_thumbnails(folder)
 
 

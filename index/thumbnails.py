@@ -8,14 +8,14 @@ import io
 import os
 import re
 import tempfile
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pyarrow as pa
 from PIL import Image
 
-from fanoise.storage import share, sync_directory
+from fanoise.storage import sha256_file, share, sync_directory
 from index.manifest import THUMBNAILS
 from index.parquet import read_parquet
 
@@ -36,12 +36,24 @@ def thumbnail_path(folder: Path, sha256: str) -> Path:
     return folder / THUMBNAILS / sha256[:2] / f"{sha256}.jpg"
 
 
+def is_whole(folder: Path, sha256: str) -> bool:
+    """Whether the thumbnail of this digest is there, with the content of this digest."""
+    path = thumbnail_path(folder, sha256)
+    try:
+        return path.is_file() and sha256_file(path) == sha256
+    except OSError:
+        return False
+
+
 def store_thumbnail(folder: Path, image: Image.Image) -> str:
-    """Write the thumbnail of `image` (RGB) unless it is there; returns its SHA-256. Several processes may do so."""
+    """Write the thumbnail of `image` (RGB) unless it is there, whole; returns its SHA-256. Several processes may do so.
+
+    It is on the disk after `sync_thumbnails`.
+    """
     data = thumbnail_jpeg(image)
     sha256 = hashlib.sha256(data).hexdigest()
     path = thumbnail_path(folder, sha256)
-    if not (path.is_file() and path.stat().st_size == len(data)):
+    if not is_whole(folder, sha256):
         path.parent.mkdir(parents=True, exist_ok=True)
         descriptor, temporary = tempfile.mkstemp(prefix=".new-", dir=path.parent)
         with os.fdopen(descriptor, "wb") as file:
@@ -62,23 +74,21 @@ def thumbnail_jpeg(image: Image.Image) -> bytes:
     return buffer.getvalue()
 
 
-def sync_new(folder: Path, items: Path, previous: Path | None) -> None:
-    """Wait until the thumbnails that `items` (an items.parquet) names and `previous` does not are on the disk."""
-    known = None if previous is None else _digests([previous])
-    new = [thumbnail_path(folder, sha256) for sha256 in (_digests([items]) or set()) - (known or set())]
+def sync_thumbnails(folder: Path, digests: Collection[str]) -> None:
+    """Wait until the thumbnails of these digests are on the disk, and all names that lead to them."""
+    if not digests:
+        return
+    paths = [thumbnail_path(folder, sha256) for sha256 in digests]
     with ThreadPoolExecutor(_SYNCED_AT_ONCE) as threads:  # files that wait together are written together
-        for _ in threads.map(_sync, (new[first::_SYNCED_AT_ONCE] for first in range(_SYNCED_AT_ONCE))):
-            pass
-    for parent in sorted({path.parent for path in new} | {path.parent.parent for path in new}):  # the names, too
-        if parent.is_dir():
-            sync_directory(parent)
+        list(threads.map(_sync, paths))
+        list(threads.map(sync_directory, {path.parent for path in paths}))
+    sync_directory(folder / THUMBNAILS)
+    sync_directory(folder)
 
 
-def _sync(paths: Iterable[Path]) -> None:
-    for path in paths:
-        if path.is_file():  # a missing one costs a picture, and `verify` reports it
-            with path.open("rb") as file:
-                os.fsync(file.fileno())
+def _sync(path: Path) -> None:
+    with path.open("rb") as file:
+        os.fsync(file.fileno())
 
 
 def remove_unused(folder: Path, items: Iterable[Path]) -> None:

@@ -29,7 +29,7 @@ from index.encoding.rejects import read_rejects, write_rejects
 from index.encoding.shard import ITEM
 from index.factory import add_rows, check_factory
 from index.faiss_file import write_index
-from index.generations import Writer, sweep_thumbnails, writing
+from index.generations import Writer, writing
 from index.held_out import measure_overlap, text_queries
 from index.identity import Existing, Names, name_columns, names_of_row, names_of_rows, odd_rows, refusal
 from index.items import SIGNATURE, Items
@@ -98,18 +98,14 @@ def add_items(
         intake = Intake(
             embedder=embedder, catalog=catalog, out=writer.folder, **(_as_built(writer, catalog, given) | given)
         )
-        try:
-            with closing(_Current(writer)) as current:
-                return _add(writer, intake, existing, current)
-        except InputError:
-            sweep_thumbnails(writer.folder)  # of rows that were opened, and are in no finished shard
-            raise
+        with closing(_Current(writer)) as current:
+            return _add(writer, intake, existing, current)
 
 
 def _add(writer: Writer, intake: Intake, existing: Existing, current: "_Current") -> Change:
     remove_finished(writer.folder, current.folder)
-    asked = _check_names(intake, existing, current)
     with intake.planned() as (plan, claims):
+        asked = _check_names(intake, existing, current)
         run = intake.encode(plan, claims, known=[current.folder], total=len(asked))
         if run.missing():
             raise InputError(f"{writer.folder} is being built from the same catalogue; wait for that to end")
@@ -132,7 +128,6 @@ def _add(writer: Writer, intake: Intake, existing: Existing, current: "_Current"
             writer.keep(VECTORS, ITEMS, FAISS_INDEX, DELETED)
             change = Change(manifest=writer.commit(), **taken)
         plan.remove_assembled(added=True)
-        sweep_thumbnails(writer.folder)
     return change
 
 

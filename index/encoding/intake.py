@@ -2,7 +2,7 @@
 
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -20,6 +20,7 @@ from index.encoding.progress import Progress
 from index.encoding.rejects import Reject
 from index.encoding.run import ShardRun
 from index.encoding.shard import ShardOptions
+from index.generations import sweep_thumbnails
 from index.manifest import CatalogRef, relative_to_index
 from index.store import PRECISIONS, Precision
 
@@ -158,11 +159,12 @@ class Intake:
             options=self.shard_options,
         )
         folder = PlanFolder(self.out, plan, catalog_root(self.catalog))
-        with folder.open(fresh=fresh) as claims:
-            try:
-                yield folder, claims
-            finally:
-                folder.remove_if_empty(claims)
+        with ExitStack() as stack:
+            # of generations that are gone, and of rows in no finished shard; once others need not wait for our claims
+            stack.callback(sweep_thumbnails, self.out)
+            claims = stack.enter_context(folder.open(fresh=fresh))
+            stack.callback(folder.remove_if_empty, claims)
+            yield folder, claims
 
     def encode(
         self, folder: PlanFolder, claims: Claims, *, known: Sequence[Path] | None = (), total: int | None = None

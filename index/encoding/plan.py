@@ -100,6 +100,7 @@ class PlanFolder:
         Args:
             root: folder of the catalogue; none leaves shards whose images were changed as they are.
         """
+        self.index = index
         self.path = index / ENCODING / f"{plan.kin}-{plan.digest}"
         self.plan = plan
         self._root = root
@@ -111,14 +112,13 @@ class PlanFolder:
             fresh: remove finished shards first, unless other processes are at work on them.
         Raises: InputError where processes with another plan are at work on the same index.
         """
-        index = self.path.parent.parent
         while True:
             with locked_plans(self.path.parent):  # of two plans that begin at once, the second one sees the first
                 self._remove_others(all_of_them=fresh)
                 self.path.mkdir(exist_ok=True)
                 claims = Claims(self.path)
                 if claims.alone():
-                    if _remove_committed(index, _current(index)):
+                    if _remove_committed(self.index, _current(self.index)):
                         claims.close()
                         continue
                     self._reconsider(fresh=fresh)
@@ -170,7 +170,7 @@ class PlanFolder:
     def remove_assembled(self, *, added: bool = False) -> None:
         """Once that is committed: remove the shards, and those of other plans that are of no use any more."""
         with locked_plans(self.path.parent):
-            _remove_used(self.path, self.path.parent.parent, added=added)
+            _remove_used(self.path, self.index, added=added)
 
     def remove_if_empty(self, claims: Claims) -> None:
         """Leave nothing behind where no row was encoded."""
@@ -180,7 +180,7 @@ class PlanFolder:
             if claims.are_void() or any(self.path.glob(f"{_AGAIN}*")) or not claims.alone():
                 return  # void: what is there now is another process's
             if not any(len(VectorStore.open(self.shard(number) / VECTORS)) for number in self.done()):
-                _remove(self.path, self.path.parent.parent)
+                _remove(self.path, self.index)
 
     def _reconsider(self, *, fresh: bool) -> None:
         """Put shards with rejects aside, and those with images that were changed: their good rows stay known."""
@@ -209,7 +209,7 @@ class PlanFolder:
                 with Claims(path) as claims:
                     if not claims.alone():
                         raise InputError(
-                            f"{path.parent.parent} is being built from another catalogue, with other options or "
+                            f"{self.index} is being built from another catalogue, with other options or "
                             f"another embedder ({path / _PLAN} says which); wait for that to end, or stop it"
                         )
                     if all_of_them or not any(path.glob("*-*")):

@@ -15,6 +15,7 @@ from index.encoding.encode import Encoder
 from index.encoding.plan import PlanFolder
 from index.encoding.progress import Progress
 from index.encoding.rejects import Reject
+from index.thumbnails import sync_thumbnails
 
 _COUNTS = "counts.json"
 _ROWS = "rows.sha256"
@@ -68,6 +69,7 @@ class ShardRun:
                     counts = Counts(encoded=shard.encoded, reused=shard.reused, is_grouped=shard.is_grouped)
                     (stage / _COUNTS).write_text(json.dumps(asdict(counts)))
                     (stage / _ROWS).write_text(shard.digest)
+                    sync_thumbnails(self._folder.index, shard.new_thumbnails)  # a finished shard is not looked at again
                 self.encoded_here += shard.encoded
                 self._claims.release(shard.number)
         self.seconds += encoder.seconds

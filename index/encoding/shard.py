@@ -126,6 +126,12 @@ class EncodedShard:
         """Whether there are items that are one of several images of a thing, which the field `item` names."""
         return any(is_one_of_several(item.id, item.fields.get(ITEM)) for item in self._items.values())
 
+    @property
+    def new_thumbnails(self) -> set[str]:
+        """Digests of those that need not be on the disk yet: rows that are known have theirs from a finished shard."""
+        new = (facts.thumbnail_sha256 for position, facts in self._facts.items() if position not in self._known)
+        return {sha256 for sha256 in new if sha256 is not None}
+
     def contents(self) -> dict[int, Item]:
         """What is to be encoded, or only opened where vectors are given, by position."""
         return {
