@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 from fanoise.errors import ArtifactError
 from index.manifest import ITEMS, VECTORS
 from index.store import Precision, VectorStore, VectorWriter, truncated
-from index.thumbnails import thumbnail_path
+from index.thumbnails import is_whole
 
 
 @dataclass(frozen=True)
@@ -27,7 +27,8 @@ class KnownRows:
 
     Folders that cannot be read, or whose vectors are too short or too coarse, are left out. 84 bytes a row.
     Args:
-        index: the index folder, with the thumbnails; a row that has lost its own is not known.
+        index: the index folder, with the thumbnails; a row whose own is gone, or damaged, is not known: a build makes
+            both again.
     """
 
     def __init__(self, folders: Iterable[Path], *, index: Path, dim: int, precision: Precision) -> None:
@@ -67,7 +68,7 @@ class KnownRows:
                 break
             if np.array_equal(self._keys[at], key):
                 thumbnail = self._thumbnails[at].tobytes().hex() if self._thumbnails[at].any() else None
-                if thumbnail is None or thumbnail_path(self._index, thumbnail).is_file():
+                if thumbnail is None or is_whole(self._index, thumbnail):
                     return KnownRow(content_sha256, thumbnail, self._stores[self._store[at]], int(self._row[at]))
         return None
 

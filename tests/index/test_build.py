@@ -15,6 +15,7 @@ from fanoise.errors import CatalogError, InputError
 from index.build import build_index
 from index.manifest import Manifest
 from index.search import Index
+from index.verify import verify_index
 from tests.index.conftest import draw
 
 
@@ -88,6 +89,21 @@ def test_thumbnails_are_small_named_by_content_and_without_metadata(embedder, tm
         assert thumbnail.size == (107, 320)
         assert not thumbnail.getexif()
         assert "comment" not in thumbnail.info
+
+
+@pytest.mark.parametrize("fresh", [False, True])
+@pytest.mark.parametrize("length", [0, 60, None])
+def test_building_again_mends_a_damaged_thumbnail(embedder, new_catalog, tmp_path, length, fresh):
+    catalog, out = new_catalog(), tmp_path / "index"
+    build_index(embedder, catalog, out, progress=False)
+    damaged = pictures(out)[2]
+    content = damaged.read_bytes()
+    damaged.write_bytes(content[:59] + bytes([content[59] ^ 1]) + content[60:] if length is None else content[:length])
+    assert len(verify_index(out)) == 1
+    embedder.module.batches.clear()
+    build_index(embedder, catalog, out, fresh=fresh, progress=False)
+    assert verify_index(out) == [] and damaged.read_bytes() == content
+    assert sum(embedder.module.batches) == (40 if fresh else 1)
 
 
 def test_bad_images_go_to_the_ledger_and_nowhere_else(embedder, new_catalog, tmp_path):

@@ -69,14 +69,19 @@ def test_of_a_key_in_two_folders_the_first_is_taken(tmp_path):
     assert known_of(tmp_path, "a", "b").find(key(0)).row == 0
 
 
-def test_a_row_whose_thumbnail_is_gone_is_not_known(tmp_path):
-    write(tmp_path / "a", [key(0), key(1), key(2)], thumbnails=[key("a"), key("b"), None])
-    path = thumbnail_path(tmp_path, key("a"))
-    path.parent.mkdir(parents=True)
-    path.write_bytes(b"jpeg")
+@pytest.mark.parametrize("damage", [None, b"", b"pixelz", b"pixels and more"])
+def test_a_row_whose_thumbnail_is_gone_or_damaged_is_not_known(tmp_path, damage):
+    write(tmp_path / "a", [key(0), key(1), key(2)], thumbnails=[key("pixels"), key("others"), None])
+    for content in ("pixels", "others"):
+        path = thumbnail_path(tmp_path, key(content))
+        path.parent.mkdir(parents=True)
+        path.write_bytes(content.encode())
     known = known_of(tmp_path, "a")
-    assert known.find(key(0)).thumbnail_sha256 == key("a")
-    assert known.find(key(1)) is None
+    assert known.find(key(0)).thumbnail_sha256 == key("pixels")
+    path = thumbnail_path(tmp_path, key("pixels"))
+    path.unlink() if damage is None else path.write_bytes(damage)
+    assert known.find(key(0)) is None
+    assert known.find(key(1)).thumbnail_sha256 == key("others")
     assert known.find(key(2)).thumbnail_sha256 is None
 
 
