@@ -11,6 +11,8 @@ from index.commands import Commands, Parser, add_command, add_device_option, add
 if TYPE_CHECKING:
     import numpy as np
 
+    from index.manifest import Manifest
+
 
 def add_tune(commands: "Commands[Parser]") -> None:
     parser = add_command(
@@ -47,16 +49,14 @@ def add_tuning_options(parser: Parser, default: str) -> None:
 
 def _run_tune(args: argparse.Namespace) -> int:
     from index.held_out import read_queries, text_queries
-    from index.manifest import Manifest
     from index.report import describe_tuning
     from index.retune import tune_index
 
     start = time.perf_counter()
-    manifest = Manifest.read(args.index)
     if args.tune_queries is not None:
         read_queries(args.tune_queries)  # a mistake in it should show before a model is loaded
 
-    def queries() -> "tuple[np.ndarray, str] | None":
+    def queries(manifest: "Manifest", generation: Path) -> "tuple[np.ndarray, str] | None":
         from fanoise.embedder import Embedder
         from index.encoding.query import load_embedder
 
@@ -65,7 +65,7 @@ def _run_tune(args: argparse.Namespace) -> int:
         else:
             embedder = Embedder.from_pretrained(args.embedder, device=args.device)
         manifest.check_embedder(args.index, embedder)
-        return text_queries(embedder, args.tune_queries, manifest.generation_in(args.index))
+        return text_queries(embedder, args.tune_queries, generation)
 
     tuned = tune_index(args.index, recall=args.recall, queries=queries)
     if args.json:

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 import fanoise.embedder
+import index.retune
 import index.tuning as index_tuning
 from fanoise.errors import ArtifactError, InputError
 from index.__main__ import main
@@ -19,7 +20,7 @@ from index.retune import tune_index
 from index.search import Index
 from index.store import VectorStore
 from index.tuning import set_parameters, tune
-from index.update import compact_index
+from index.update import compact_index, delete_items
 
 
 def unit_rows(n: int, dim: int = 16, seed: int = 0) -> np.ndarray:
@@ -222,6 +223,24 @@ def test_tuned_parameters_are_set_at_opening_with_and_without_filters(embedder, 
     with pytest.raises(InputError, match="nothing to tune: factory Flat looks at every vector"):
         build_index(embedder, new_catalog(n=30, images=0, name="few"), tmp_path / "flat", progress=False)
         tune_index(tmp_path / "flat")
+
+
+def test_tune_takes_the_texts_of_the_index_as_it_is_once_no_other_writer_can_change_it(
+    embedder, new_catalog, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(fanoise.embedder.Embedder, "from_pretrained", lambda path, *, device=None: embedder)
+    folder = tmp_path / "index"
+    build_index(embedder, new_catalog(n=300, images=0), folder, factory="IVF16,Flat", recall=0.3, progress=False)
+    writing = index.retune.writing
+
+    def after_others(*args, **options):
+        for id in ("g1", "g2"):  # two commits, with which the first generation goes
+            delete_items(folder, ids=[id])
+        return writing(*args, **options)
+
+    monkeypatch.setattr(index.retune, "writing", after_others)
+    assert main(["tune", "--index", str(folder)]) == 0
+    assert Manifest.read(folder).generation == 4
 
 
 def test_compacting_again_and_again_does_not_look_further_each_time(embedder, new_catalog, tmp_path):
