@@ -35,11 +35,19 @@ def encode_query(embedder: "Embedder", text: str | None, image: Path | str | byt
 
 
 def load_embedder(ref: EmbedderRef, folder: Path, *, device: str | None = None) -> "Embedder":
-    """The embedder that the manifest of the index in `folder` names."""
+    """The embedder that the manifest of the index in `folder` names.
+
+    Raises: ArtifactError if it names no place, or one that there is not.
+    """
     from fanoise.embedder import Embedder
 
     if ref.path is None:
-        return Embedder.from_pretrained(ref.hub_id or ref.name, device=device)
+        if ref.hub_id is None:  # the name is for people: on the hub it may be anybody's
+            raise ArtifactError(
+                f"index {folder} does not say where its embedder {ref.name!r} is, neither as a path nor as a hub id; "
+                "pass it explicitly (--embedder)"
+            )
+        return Embedder.from_pretrained(ref.hub_id, device=device)
     path = folder / ref.path
     if not path.exists():
         raise ArtifactError(

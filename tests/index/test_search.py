@@ -11,10 +11,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
+import fanoise.embedder
 import index.search
 from fanoise.catalog import Item
 from fanoise.errors import ArtifactError, ImageError, InputError
 from index.build import build_index
+from index.manifest import Manifest
 from index.search import Hit, Index, Searcher
 from index.update import delete_items
 
@@ -395,8 +397,6 @@ def test_two_searchers_never_use_one_embedder_at_once(built, embedder, monkeypat
 
 
 def test_a_moved_index_with_its_embedder_still_opens(built, embedder, tmp_path, monkeypatch):
-    import fanoise.embedder
-
     loaded = []
 
     def load(path, *, device=None):
@@ -415,6 +415,14 @@ def test_a_moved_index_with_its_embedder_still_opens(built, embedder, tmp_path, 
 def test_an_embedder_that_is_gone_is_named(built, tmp_path):
     shutil.rmtree(tmp_path / "run")
     with pytest.raises(ArtifactError, match=r"names its embedder as \.\./run .*not there.*--embedder"):
+        Searcher.open(built)
+
+
+def test_an_embedder_of_no_place_is_not_looked_for_on_the_hub_by_its_name(built, monkeypatch):
+    monkeypatch.setattr(fanoise.embedder.Embedder, "from_pretrained", lambda path, *, device=None: pytest.fail(path))
+    manifest = Manifest.read(built)
+    replace(manifest, embedder=replace(manifest.embedder, name="any/body", path=None)).write(built)
+    with pytest.raises(ArtifactError, match=r"does not say where its embedder 'any/body' is.*--embedder"):
         Searcher.open(built)
 
 
