@@ -27,7 +27,7 @@ import pyarrow.parquet as pq
 
 from fanoise.errors import ArtifactError, InputError
 from fanoise.storage import sync_directory, sync_files
-from index.encoding.claims import locked_plans
+from index.encoding.claims import Claims, locked_plans
 from index.faiss_file import read_header
 from index.items import are_distinct
 from index.manifest import (
@@ -249,12 +249,16 @@ def _clean_up(folder: Path) -> None:
 
 
 def sweep_thumbnails(folder: Path) -> None:
-    """Remove thumbnails that no generation names, unless there are parts of a build, which name some, too."""
+    """Remove thumbnails that no generation names, nor a finished part of a build that was broken off.
+
+    While a process encodes, nothing goes: its rows are in no part yet.
+    """
     if not (folder / THUMBNAILS).exists():
         return
     with suppress(OSError), locked_plans(folder / ENCODING):  # no build begins meanwhile
-        if not any((folder / ENCODING).glob("*/")):
-            remove_unused(folder, [path / ITEMS for path in _generations(folder).values()])
+        if all(map(Claims.are_free, (folder / ENCODING).glob("*/"))):
+            parts = (folder / ENCODING).glob(f"*/[!.]*/{ITEMS}")
+            remove_unused(folder, [*(path / ITEMS for path in _generations(folder).values()), *parts])
 
 
 def _remove(path: Path) -> None:

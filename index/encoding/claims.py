@@ -12,9 +12,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import ClassVar, Self
 
-_LOCK = "lock"
+_LOCK, _CLAIMS = "lock", "claims"
 _PRESENCE, _ASSEMBLY, _FIRST_SHARD = 0, 1, 2
 
 
@@ -51,9 +51,20 @@ def locked_plans(folder: Path) -> Iterator[None]:
 class Claims:
     """Those of this process on the shards in `folder`. One object a process: closing a second one would lose them."""
 
+    _held: ClassVar[set[Path]] = set()
+
     def __init__(self, folder: Path) -> None:
-        self._path = folder / "claims"
+        self._path = folder / _CLAIMS
         self._file = os.open(self._path, os.O_RDWR | os.O_CREAT, 0o666)
+        self._held.add(self._path.resolve())
+
+    @classmethod
+    def are_free(cls, folder: Path) -> bool:
+        """Whether no process, this one included, works on this folder. To be asked while plans are locked."""
+        if (folder / _CLAIMS).resolve() in cls._held:
+            return False
+        with cls(folder) as claims:
+            return claims.alone()
 
     def __enter__(self) -> Self:
         return self
@@ -62,6 +73,7 @@ class Claims:
         self.close()
 
     def close(self) -> None:
+        self._held.discard(self._path.resolve())
         os.close(self._file)
 
     def join(self) -> None:

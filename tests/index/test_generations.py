@@ -18,7 +18,7 @@ import pytest
 import index.generations
 from fanoise.errors import ArtifactError, InputError
 from index.build import build_index
-from index.encoding.claims import locked_plans
+from index.encoding.claims import Claims, locked_plans
 from index.generations import read_current, writing
 from index.manifest import GENERATION_FILES, Manifest
 from index.search import Index
@@ -157,19 +157,45 @@ def test_without_a_manifest_nothing_in_the_folder_is_committed(built, embedder, 
         assert entries(built) == [".lock", ".partial-generation"]
 
 
-def test_thumbnails_that_no_generation_shows_are_swept_but_not_those_of_an_unfinished_build(built):
-    (built / "encoding" / "plan").mkdir(parents=True)
+def test_thumbnails_that_nothing_shows_are_swept_but_not_while_rows_are_encoded(built):
+    plan = built / "encoding" / "plan"
     strange = built / "thumbnails" / "ab" / f"{'ab' * 32}.jpg"
     strange.parent.mkdir(exist_ok=True)
-    strange.write_bytes(b"of a shard")
-    compact_index(built)
-    assert strange.exists()
+    strange.write_bytes(b"of a row in no shard yet")
+    (built / "encoding" / "plan").mkdir(parents=True)
+    here = Claims(plan)
+    here.join()
+    elsewhere = run_claimant(plan)
+    for end in (here.close, lambda: (elsewhere.kill(), elsewhere.wait())):
+        for _ in range(2):  # the second one ends the first generation
+            compact_index(built)
+        assert strange.exists()
+        end()
+    for _ in range(2):
+        compact_index(built)
+    assert not strange.exists()
     shutil.rmtree(built / "encoding")
     (built / "encoding").mkdir()
     (built / "encoding" / "lock").touch()  # of a sweep that was killed
-    compact_index(built)
-    assert not strange.exists() and not (built / "encoding").exists()
+    for _ in range(2):
+        compact_index(built)
+    assert not (built / "encoding").exists()
     assert len(list((built / "thumbnails").rglob("*.jpg"))) == 6
+
+
+def run_claimant(plan):
+    """A process that works on the shards of a plan until it is killed."""
+    code = (
+        "import sys, time, pathlib\n"
+        "from index.encoding.claims import Claims\n"
+        "Claims(pathlib.Path(sys.argv[1])).join()\n"
+        "print('joined', flush=True)\n"
+        "time.sleep(600)"
+    )
+    process = subprocess.Popen([sys.executable, "-c", code, str(plan)], stdout=subprocess.PIPE, text=True)
+    assert process.stdout is not None and process.stdout.readline() == "joined\n"
+    process.stdout.close()
+    return process
 
 
 def test_no_build_begins_while_thumbnails_are_swept(built, monkeypatch):

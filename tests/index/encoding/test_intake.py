@@ -105,6 +105,21 @@ def test_of_a_catalogue_that_was_changed_since_the_rows_are_known_and_nothing_is
     assert len(Index.open(folder).live_ids) == 20 + 65 + 30
 
 
+def test_finished_shards_keep_their_pictures_and_no_others(split, folder, tmp_path, monkeypatch):
+    more = write_more(tmp_path / "more.jsonl", 50)
+    break_off(monkeypatch, 2, lambda: add_items(split, more, folder, progress=False, **SIZES))
+    pictures = sorted((folder / "thumbnails").rglob("*.jpg"))
+    assert len(pictures) == 10  # 8 of the index and 2 of the shards; of the next shard some were opened
+    strange = folder / "thumbnails" / "ab" / f"{'ab' * 32}.jpg"
+    strange.parent.mkdir(exist_ok=True)
+    strange.write_bytes(b"of a row that was deleted")
+    for _ in range(2):
+        compact_index(folder)
+    assert sorted((folder / "thumbnails").rglob("*.jpg")) == pictures
+    add_items(split, more, folder, progress=False, **SIZES)
+    assert verify_index(folder, embedder=split, reencode=70) == []
+
+
 def test_what_is_done_to_the_index_in_between_leaves_finished_shards_alone(split, folder, tmp_path, monkeypatch):
     more = write_more(tmp_path / "more.jsonl", 50)
     break_off(monkeypatch, 4, lambda: add_items(split, more, folder, progress=False, **SIZES))
