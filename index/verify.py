@@ -9,7 +9,7 @@ from tqdm import tqdm
 
 from fanoise.catalog import Item
 from fanoise.catalog.cells import LEADS_OUT, NO_URLS
-from fanoise.errors import ArtifactError, FANoiseError, ImageError
+from fanoise.errors import ArtifactError, CatalogError, FANoiseError, ImageError
 from fanoise.storage import sha256_file
 from fanoise.values import printable_text
 from index.agreement import agreement_faults
@@ -49,8 +49,8 @@ def verify_index(
             manifest names, and to compare with their vectors.
         allow_outside, allow_urls: as in `read_catalog`, for these catalogues; what the build's was allowed is not
             passed on, so that no index can have this machine read or fetch what its user did not allow.
-    Raises: InputError if `path` is no index at all; NotAllowedError where nothing is wrong so far, and encoding again
-        needs one of these.
+    Raises: InputError if `path` is no index at all; where nothing is wrong so far, CatalogError if a catalogue cannot be
+        read, NotAllowedError if encoding again needs one of these.
     """
     path = Path(path)
     permissions = {"allow_outside": allow_outside, "allow_urls": allow_urls}
@@ -62,7 +62,7 @@ def verify_index(
         faults: list[str] = []
         try:
             faults.extend(_faults(path, manifest, embedder, reencode, permissions, progress))
-        except NotAllowedError as error:
+        except CatalogError as error:
             if not faults:
                 raise
             faults.append(str(error))
@@ -156,8 +156,9 @@ def _encoding_faults(
     except NotAllowedError:
         raise
     except (FANoiseError, OSError) as error:
-        yield f"nothing can be encoded again: {error}"
-        return
+        raise CatalogError(
+            f"{index.folder}: nothing can be encoded again ({error}); --reencode 0 checks the files alone"
+        ) from error
     for id, row in tqdm(wanted.items(), unit=" items", desc="Encoding again", disable=not progress, leave=False):
         fault = (
             "it is no longer in the catalogue" if id not in items else _encode_again(index, embedder, row, items[id])

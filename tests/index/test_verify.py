@@ -5,7 +5,7 @@ import pyarrow.parquet as pq
 import pytest
 
 import index.verify
-from fanoise.errors import InputError
+from fanoise.errors import CatalogError, InputError
 from index.build import build_index
 from index.factory import train_index
 from index.faiss_file import write_index
@@ -145,8 +145,12 @@ def test_encoding_again_says_what_the_catalogue_no_longer_has(built, embedder, t
     assert "(id 'g4') cannot be confirmed: it is no longer in the catalogue" in faults[1]
     assert "(id 'g9') cannot be confirmed: encoded again it has similarity" in faults[2]
     catalog.unlink()
-    (fault,) = verify_index(built, embedder=embedder, reencode=40)
-    assert "nothing can be encoded again" in fault and "no such file" in fault
+    with pytest.raises(CatalogError, match=r"nothing can be encoded again \(.*no such file.*--reencode 0"):
+        verify_index(built, embedder=embedder, reencode=40)
+    assert verify_index(built, embedder=embedder) == []
+    next((built / "thumbnails").rglob("*.jpg")).unlink()
+    missing, catalog_fault = verify_index(built, embedder=embedder, reencode=40)
+    assert "is missing" in missing and "nothing can be encoded again" in catalog_fault
 
 
 def test_deleted_rows_are_not_encoded_again_and_added_ones_are(built, embedder, tmp_path):
