@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import chain
 from math import log2, sqrt
+from typing import Any
 
 import faiss
 import numpy as np
@@ -112,9 +113,15 @@ def train_index(factory: str, vectors: VectorStore, *, seed: int = 0) -> faiss.I
             index.train(np.ascontiguousarray(vectors.rows(training_rows(index, len(vectors), seed))))
         add_rows(index, vectors)
     except RuntimeError as error:
+        is_wide = any(part.d_out > len(vectors) for part in _transforms(index, faiss.PCAMatrix))
+        remedy = (
+            f"a PCA to at most {len(vectors)} dimensions, as it needs a vector for each"
+            if is_wide
+            else "fewer clusters"
+        )
         raise InputError(
             f"factory {factory!r} does not suit {len(vectors)} vectors of dim {vectors.dim}: {faiss_reason(error)}; "
-            "use --factory auto or one with fewer clusters"
+            f"use --factory auto or one with {remedy}"
         ) from error
     for transform, _ in quantizers:
         transform.pq = None
@@ -129,7 +136,7 @@ def _take_few_rows(index: faiss.Index) -> list[tuple[faiss.OPQMatrix, faiss.Prod
     for settings, _ in _clusterings(index):
         settings.min_points_per_centroid = 1
     quantizers = []
-    for transform in _rotations(index):
+    for transform in _transforms(index, faiss.OPQMatrix):
         quantizer = faiss.ProductQuantizer(transform.d_out, transform.M, _OPQ_BITS)
         quantizer.cp.min_points_per_centroid = 1
         transform.pq = quantizer
@@ -141,7 +148,9 @@ def _rows_short(factory: str, count: int, dim: int) -> str:
     """How the rows that an index is trained with are few for its clusters, if they are."""
     index = empty_index(factory, dim)
     clusters = max(
-        [clusters for _, clusters in _clusterings(index)] + [1 << _OPQ_BITS for _ in _rotations(index)] + [0]
+        [clusters for _, clusters in _clusterings(index)]
+        + [1 << _OPQ_BITS for _ in _transforms(index, faiss.OPQMatrix)]
+        + [0]
     )
     rows, enough = min(count, _wanted_rows(index)), _LEAST_ROWS_A_CLUSTER * clusters
     return f"; {rows:,} vectors are few to train {clusters:,} clusters, {enough:,} would do" if rows < enough else ""
@@ -156,9 +165,9 @@ def _clusterings(index: faiss.Index) -> Iterator[tuple[faiss.ClusteringParameter
             yield part.pq.cp, part.pq.ksub
 
 
-def _rotations(index: faiss.Index) -> Iterator[faiss.OPQMatrix]:
+def _transforms(index: faiss.Index, kind: type) -> Iterator[Any]:
     for part in every_part(index):
-        yield from (transform for transform in transforms(part) if isinstance(transform, faiss.OPQMatrix))
+        yield from (transform for transform in transforms(part) if isinstance(transform, kind))
 
 
 def _leave_codes_unsorted(index: faiss.Index) -> None:

@@ -188,8 +188,13 @@ def test_few_rows_for_clusters_are_said_once_and_not_by_faiss(capfd, factory, cl
 
 
 def test_more_clusters_than_vectors_is_one_clear_line():
-    with pytest.raises(InputError, match=r"'IVF64,Flat' does not suit 20 vectors.*training points"):
+    with pytest.raises(InputError, match=r"'IVF64,Flat' does not suit 20 vectors.*training points.*fewer clusters"):
         train_index("IVF64,Flat", VectorStore(unit_rows(20)))
+    for factory in ("PCA8,Flat", "PCAR8,IVF2,Flat"):
+        with pytest.raises(
+            InputError, match=rf"'{factory}' does not suit 5 vectors.*or one with a PCA to at most 5 dim"
+        ):
+            train_index(factory, VectorStore(unit_rows(5)))
 
 
 @pytest.mark.parametrize("factory", ["IVF999999999,Flat", "PQ32x24", "Flat" + "," * 260])
