@@ -1,6 +1,7 @@
 """Values of tables: which of them are none, and how each is spelled. Imports nothing, so that `--help` stays quick."""
 
 import math
+from decimal import Decimal
 from typing import Any
 
 
@@ -22,4 +23,6 @@ def printable_text(text: str) -> str:
 
 def spelled(value: Any) -> str:
     """The one text of a value, an id or a field's: 20 for 20.0, which pandas makes of 20 where another row has none."""
+    if isinstance(value, Decimal):
+        return f"{value:f}"  # 0.00000000 would be 0E-8
     return str(int(value)) if isinstance(value, float) and value.is_integer() else str(value)

@@ -1,10 +1,10 @@
 """Which rows meet a filter. A field's type says how its values are compared:
 
-numbers    as numbers: 20, 20.0 and "20" are one price. A text that is no number equals none; as a bound it is an
-           error.
+numbers    as numbers: 20, 20.0 and "20" are one price; whole numbers and decimals to the last digit. A text that is no
+           number equals none; as a bound it is an error.
 flags      true and false, in small or capital letters; they have no order.
-times      dates and timestamps, as times (see `index.where.as_time`). A text that is no time equals none; as a bound it
-           is an error. `contains` looks at their text.
+times      dates and timestamps, as times (see `index.spelling.as_time`). A text that is no time equals none; as a bound
+           it is an error. `contains` looks at their text.
 text       letter by letter, in the order of Unicode. But values that spell numbers equal a number: 10 is 10.00, though
            not 007, a code; `min` and `max` that are numbers compare numbers where values spell some, as in a CSV, and
            text that spells none meets no such bound. True and false are compared as flags are. For equality é is é in
@@ -25,7 +25,8 @@ import pyarrow.compute as pc
 
 from fanoise.errors import InputError
 from fanoise.values import spelled
-from index.texts import composed_texts, folded, folded_texts, spelled_numbers
+from index.spelling import are_numbers, as_number, as_time, spelled_numbers
+from index.texts import composed_texts, folded, folded_texts
 from index.where import (
     NO_NUMBER,
     NO_NUMBERS,
@@ -35,12 +36,8 @@ from index.where import (
     In,
     Not,
     Range,
-    are_numbers,
-    as_number,
-    as_time,
     conditions,
     digits_form,
-    exact_number,
     no_other,
     unknown_field,
 )
@@ -190,22 +187,25 @@ class Field:
             return self._equal_text(values)
         if self.kind == "flag":
             return _bools(pc.is_in(self.distinct, value_set=pa.array(_flags(values)).cast(pa.bool_())))
-        numbers = [number for value in values if (number := self._asked(value)) is not None]
-        if self._numbers.dtype.kind != "f":  # as whole numbers, since a float would lose digits
-            info = np.iinfo(self._numbers.dtype)
-            numbers = [int(n) for n in numbers if n == int(n) and info.min <= n <= info.max]
-        return np.isin(self._numbers, np.array(numbers, dtype=self._numbers.dtype))
+        numbers: list[Any] = [number for value in values if (number := self._asked(value)) is not None]
+        dtype = self._numbers.dtype
+        if dtype.kind != "f":  # as whole numbers, since a float would lose digits
+            numbers = [int(number) for number in numbers if number.denominator == 1]
+        if dtype.kind in "iu":
+            info = np.iinfo(dtype)
+            numbers = [number for number in numbers if info.min <= number <= info.max]
+        return np.isin(self._numbers, np.array(numbers, dtype=dtype))
 
     def _equal_text(self, values: Sequence[str]) -> np.ndarray:
         chosen = _bools(pc.is_in(self._composed, value_set=composed_texts(pa.array(values, pa.string()))))
         if flags := _flags(values):
             chosen |= _bools(pc.is_in(pc.utf8_lower(self.distinct), value_set=pa.array(flags)))
-        numbers = {number for value in values if (number := exact_number(value)) is not None}
+        numbers = {number for value in values if (number := as_number(value, codes=False)) is not None}
         if numbers and self._numbers is not None:
             # floats find the few spellings that may be equal; all digits of those decide
             near = np.flatnonzero(np.isin(self._numbers, [float(number) for number in numbers]))
             spellings = self.distinct.take(pa.array(near)).to_pylist()
-            chosen[near] |= np.array([exact_number(text) in numbers for text in spellings], dtype=bool)
+            chosen[near] |= np.array([as_number(text, codes=False) in numbers for text in spellings], dtype=bool)
         return chosen
 
     def _between(self, condition: Range) -> np.ndarray:
@@ -223,23 +223,25 @@ class Field:
             number = self._asked(end, is_bound=True)
             if number is None:
                 raise self._senseless(sign, end, NO_TIME if self.kind == "time" else NO_NUMBER)
-            if isinstance(number, Fraction):  # with which NumPy would compare one value after the other
-                number = math.ceil(number) if sign == ">=" else math.floor(number)
-            chosen &= self._numbers >= number if sign == ">=" else self._numbers <= number  # never true of NaN
+            # NumPy would compare fractions one value after the other
+            whole = math.ceil(number) if sign == ">=" else math.floor(number)
+            bound = float(number) if self._numbers.dtype.kind == "f" else whole
+            chosen &= (self._numbers >= bound if sign == ">=" else self._numbers <= bound).astype(bool)  # False of NaN
         return chosen
 
-    def _asked(self, text: str, *, is_bound: bool = False) -> int | float | Fraction | None:
+    def _asked(self, text: str, *, is_bound: bool = False) -> Fraction | None:
         """What `_numbers` are compared with for a text; None for one that is no number, or no time."""
+        kind = self.distinct.type
         if self.kind == "time":
-            kind = self.distinct.type
             is_date = pa.types.is_date(kind)
             time = as_time(text, "" if is_date else kind.tz or "", is_bound=is_bound)
             return None if time is None else Fraction(time) / _MICROSECONDS["day" if is_date else kind.unit]
-        return as_number(text)
+        number = as_number(text)
+        return None if number is None else Fraction(number) * 10 ** (kind.scale if pa.types.is_decimal(kind) else 0)
 
     def _compares_numbers(self, condition: Range) -> bool:
         """Whether the bounds are compared with numbers: in text, too, unless they are none, and some of it is none."""
-        return self._numbers is not None and (are_numbers(condition) or self._odd_text is None)
+        return self._numbers is not None and (are_numbers(condition.ends) or self._odd_text is None)
 
     def _containing(self, condition: Contains) -> np.ndarray:
         if self.kind not in ("text", "time"):
@@ -267,8 +269,8 @@ class Field:
 
     @cached_property
     def _numbers(self) -> Any:
-        """The distinct values as numbers, in their order; times as whole numbers of their unit. NaN for text that
-        spells none; None if there are none.
+        """The distinct values as numbers, in their order; times and decimals as whole numbers of their unit, or of
+        their last digit. NaN for text that spells none; None if there are none.
         """
         if self.kind == "flag":
             return None
@@ -277,6 +279,8 @@ class Field:
             return None if np.isnan(numbers).all() else numbers
         if self.kind == "time":  # dates have 32 bits
             return self.distinct.view(f"int{self.distinct.type.bit_width}").cast(pa.int64()).to_numpy()
+        if pa.types.is_decimal(self.distinct.type):
+            return _last_digits(self.distinct)
         return self.distinct.to_numpy(zero_copy_only=False)
 
     def _quoted(self, value: str) -> str:
@@ -285,7 +289,7 @@ class Field:
     def _instead(self, value: str) -> str:
         """Near values, or all if they are few, or where numbers lie."""
         if self.kind in ("number", "time"):
-            return self._extent(as_numbers=self.kind == "number")
+            return self._extent()
         known = sorted(map(spelled, self.distinct.slice(0, _MOST_COMPARED).to_pylist()))
         folded = {text.casefold(): text for text in known}
         near = [folded[name] for name in difflib.get_close_matches(value.casefold(), folded, n=3)]
@@ -295,13 +299,17 @@ class Field:
             return f"; there are: {', '.join(map(repr, known))}"
         return ""
 
-    def _extent(self, *, as_numbers: bool) -> str:
+    def _extent(self, *, as_numbers: bool = False) -> str:
+        """
+        Args:
+            as_numbers: of texts, those that spell some.
+        """
         if not len(self.distinct):
             return "; no item has any"
-        if as_numbers and self.kind != "time":
+        if as_numbers and self.kind == "text":
             low, high = (spelled(end.item()) for end in (np.nanmin(self._numbers), np.nanmax(self._numbers)))
         else:
-            low, high = (repr(spelled(end.as_py())) for end in pc.min_max(self.distinct).values())
+            low, high = (self._quoted(spelled(end.as_py())) for end in pc.min_max(self.distinct).values())
         return f"; they run from {low} to {high}"
 
 
@@ -310,9 +318,9 @@ def _normalised(column: pa.Array) -> tuple[Kind, pa.Array]:
     kind = column.type
     if pa.types.is_boolean(kind):
         return "flag", column
-    if pa.types.is_integer(kind):
+    if pa.types.is_integer(kind) or pa.types.is_decimal(kind):
         return "number", column
-    if pa.types.is_floating(kind) or pa.types.is_decimal(kind):
+    if pa.types.is_floating(kind):
         column = column.cast(pa.float64())
         return "number", pc.if_else(pc.is_nan(column), None, column)
     if pa.types.is_timestamp(kind):
@@ -322,6 +330,17 @@ def _normalised(column: pa.Array) -> tuple[Kind, pa.Array]:
     if not pa.types.is_string(kind):
         column = _spelled(column)
     return "text", pc.if_else(pc.equal(column, ""), None, column)
+
+
+def _last_digits(decimals: pa.Array) -> Any:
+    """Decimals as multiples of their last digit: 1999 for 19.99; int64 where all are short enough, else Python's."""
+    kind = decimals.type
+    make = pa.decimal128 if kind.bit_width == 128 else pa.decimal256
+    whole = decimals.view(make(kind.precision, 0))
+    try:
+        return whole.cast(pa.int64()).to_numpy()
+    except pa.ArrowInvalid:
+        return np.array([int(value) for value in whole.to_pylist()], dtype=object)
 
 
 def _spelled(column: pa.Array) -> pa.Array:

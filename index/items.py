@@ -4,6 +4,7 @@ import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from decimal import Decimal
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Self
@@ -14,8 +15,9 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from fanoise.errors import ArtifactError, InputError, one_line
-from fanoise.values import printable_text
+from fanoise.values import printable_text, spelled
 from index.parquet import PieceWriter, Rows, open_file, read_parquet, read_pieces
+from index.spelling import read_texts
 from index.where import unknown_field
 
 COLUMNS = ("row", "id", "text", "image", "thumbnail_sha256", "content_sha256")
@@ -205,7 +207,7 @@ def concat_items(tables: Sequence[pa.Table]) -> pa.Table:
 
 
 def json_value(value: Any) -> Any:
-    """A field's value as strict JSON: NaN and infinity become null, dates and other types their text."""
+    """A field's value as strict JSON: NaN and infinity become null, decimals, dates and other types their text."""
     if value is None or isinstance(value, (str, bool, int)):
         return value
     if isinstance(value, float):
@@ -214,7 +216,28 @@ def json_value(value: Any) -> Any:
         return {str(key): json_value(member) for key, member in value.items()}
     if isinstance(value, (list, tuple)):
         return [json_value(member) for member in value]
-    return str(value)
+    return spelled(value)
+
+
+def cast_exactly(array: pa.Array, kind: pa.DataType) -> pa.Array:
+    """Raises pyarrow's errors where a value does not survive it."""
+    if _holds_decimals(array.type) and not _holds_decimals(kind):  # else Arrow makes 19.990000000000002 of 19.99
+        found = read_texts(array.cast(pa.string()), kind) if pa.types.is_floating(kind) else None
+        if found is None:
+            raise pa.ArrowInvalid(f"not all of these are {kind}")
+        return found
+    return array.cast(kind)
+
+
+def _holds_decimals(kind: pa.DataType) -> bool:
+    return _holds_decimals(kind.value_type) if pa.types.is_list(kind) else pa.types.is_decimal(kind)
+
+
+def _whole_as_decimal(kind: pa.DataType) -> pa.DataType:
+    """Types of whole numbers as the decimals that hold all of them, since pyarrow unites them to too few digits."""
+    if pa.types.is_list(kind):
+        return pa.list_(_whole_as_decimal(kind.value_type))
+    return pa.decimal128(20 if kind == pa.uint64() else 19, 0) if pa.types.is_integer(kind) else kind
 
 
 def field_names(schema: pa.Schema) -> list[str]:
@@ -257,9 +280,11 @@ def _concat_members(arrays: Sequence[pa.Array]) -> pa.Array:
     kinds = {array.type for array in arrays if not pa.types.is_null(array.type)}
     if len(kinds) > 1:
         try:
+            if any(map(_holds_decimals, kinds)):
+                kinds = set(map(_whole_as_decimal, kinds))
             schemas = [pa.schema([("value", kind)]) for kind in kinds]
             kinds = {pa.unify_schemas(schemas, promote_options="permissive").field("value").type}
-            return pa.concat_arrays([array.cast(*kinds) for array in arrays])
+            return pa.concat_arrays([cast_exactly(array, *kinds) for array in arrays])
         except pa.ArrowException:  # nothing holds both, or a whole number is too large for a fraction
             texts = [[_as_string(value) for value in array.to_pylist()] for array in arrays]
             return pa.concat_arrays([pa.array(values, pa.string()) for values in texts])
@@ -282,4 +307,4 @@ def _as_string(value: Any) -> str | None:
         return value
     if isinstance(value, (dict, list)):
         return printable_text(json.dumps(json_value(value), ensure_ascii=False))
-    return printable_text(str(value))
+    return printable_text(spelled(value) if isinstance(value, Decimal) else str(value))

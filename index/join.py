@@ -7,9 +7,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from index.items import concat_items, field_names
+from index.items import cast_exactly, concat_items, field_names
 from index.parquet import PieceWriter, read_pieces
-from index.spelled_types import read_texts
+from index.spelling import read_texts
 
 
 def join_items(
@@ -73,7 +73,7 @@ def _spelled_kinds(source: Path, first: pa.Schema) -> dict[str, pa.DataType]:
             found = read_texts(members.field(name), kind)
             if found is None:
                 del kinds[name]
-            elif pa.types.is_floating(found.type):  # of whole numbers, too
+            else:  # of fractions or more digits, so that it is that of the pieces after it, too
                 kinds[name] = found.type
     return kinds
 
@@ -107,7 +107,7 @@ def _in_types_of(model: pa.Table, table: pa.Table) -> pa.Table:
         if kind != found:  # a number too large for a fraction, say, became text
             member = table["fields"].combine_chunks().field(name)
             try:
-                joined = _replace_field(joined, name, member.cast(kind))
+                joined = _replace_field(joined, name, cast_exactly(member, kind))
             except pa.ArrowException:
                 raise _TypeTooNarrowError(name) from None
     return joined

@@ -1,4 +1,4 @@
-"""Forms of texts in which equal is equal by bytes, and the numbers that texts spell, for whole columns at once.
+"""Forms of texts in which equal is equal by bytes, for whole columns at once.
 
 pyarrow has Unicode's normal forms, but they take longer there than in Python, and it has no case folding at all. So
 the texts that hold a letter which a form may change are found by a pattern, and Python changes those alone.
@@ -9,17 +9,11 @@ import unicodedata
 from collections.abc import Callable
 from functools import cache
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from index.where import as_number
-
 _JOINING = r"\p{M}\x{1100}-\x{11ff}"
 """Marks, and the parts of Korean syllables: what a normal form may join with the letter before."""
-_NUMBER = r"^[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?$"
-_NUMBER_OF_ANY_SCRIPT = r"^[\s\pZ\pC]*[+-]?[\p{Nd}.]+([eE][+-]?\p{Nd}+)?[\s\pZ\pC]*$"
-"""All that Python's `float` takes, but for words such as nan, and some that it does not."""
 
 
 def composed(text: str) -> str:
@@ -40,18 +34,6 @@ def composed_texts(texts: pa.Array) -> pa.Array:
 def folded_texts(texts: pa.Array) -> pa.Array:
     """string [N]: `folded` of each."""
     return _changed(texts, _small(texts), _folded_pattern, folded)
-
-
-def spelled_numbers(texts: pa.Array) -> np.ndarray:
-    """float64 [N]: the number that each text spells, as `index.where.as_number` reads it; NaN where it spells none."""
-    trimmed = pc.utf8_trim_whitespace(texts)
-    is_plain = pc.match_substring_regex(trimmed, _NUMBER)
-    numbers = pc.if_else(is_plain, trimmed, None).cast(pa.float64()).to_numpy(zero_copy_only=False)
-    numbers = np.where(np.isfinite(numbers), numbers, np.nan)  # a copy, which can be written to
-    odd = pc.and_not(pc.match_substring_regex(texts, _NUMBER_OF_ANY_SCRIPT), is_plain)
-    read = [as_number(text) for text in texts.filter(odd).to_pylist()]
-    numbers[odd.to_numpy(zero_copy_only=False)] = [np.nan if number is None else number for number in read]
-    return numbers
 
 
 def _changed(texts: pa.Array, mostly: pa.Array, pattern: Callable[[], str], change: Callable[[str], str]) -> pa.Array:

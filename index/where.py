@@ -21,20 +21,14 @@ import datetime
 import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass
-from decimal import Decimal, InvalidOperation
 from difflib import get_close_matches
 from typing import Any
-from zoneinfo import ZoneInfo
 
 from fanoise.errors import InputError
 from fanoise.values import spelled
 
 _PAIR = re.compile(r"(.*?)(!=|>=|<=|\*=|=)(.*)", re.DOTALL)
-_CODE = re.compile(r"\s*[+-]?0\d")
-_YEAR_OR_MONTH = re.compile(r"\d{4}(-\d{2})?")
-_EPOCH = datetime.datetime(1970, 1, 1, tzinfo=datetime.UTC)
 _DIGITS = re.compile(r"\d[\d./:T -]*")
 _FORMS = '{"in": [...]}, {"not": [...]}, {"min": x, "max": y} or {"contains": "text"}'
 
@@ -57,6 +51,11 @@ class Range:
 
     min: str | None
     max: str | None
+
+    @property
+    def ends(self) -> list[str]:
+        """Those that there are."""
+        return [end for end in (self.min, self.max) if end is not None]
 
 
 @dataclass(frozen=True)
@@ -132,11 +131,6 @@ def no_other(name: str, values: Iterable[str]) -> str:
     return f"every item with a value in {name} has {' or '.join(values)}"
 
 
-def are_numbers(bounds: Range) -> bool:
-    """Whether each end that the range has spells a number, so that numbers are meant."""
-    return all(as_number(end) is not None for end in (bounds.min, bounds.max) if end is not None)
-
-
 def digits_form(text: str) -> str | None:
     """How digits with separators are set, as in a date: 0000-00-00 and 00/00/0000; None for other text."""
     return re.sub(r"\d", "0", text) if _DIGITS.fullmatch(text) else None
@@ -149,59 +143,6 @@ def unknown_field(name: str, known: Sequence[str], *, said_of: str = "") -> Inpu
     return InputError(
         f"{said_of}unknown field {name!r}; the fields of this index are: {', '.join(known) or 'none'}{hint}"
     )
-
-
-def as_number(text: str) -> int | float | None:
-    """The number that a text spells, None if it spells none. Whole numbers keep all their digits."""
-    if "_" in text:  # which Python would take
-        return None
-    try:
-        number = float(text)
-    except ValueError:
-        return None
-    if math.isfinite(number):  # a whole number beyond all fractions could be compared with none
-        with suppress(ValueError):
-            return int(text)
-    return number if math.isfinite(number) else None
-
-
-def exact_number(text: str) -> Decimal | None:
-    """The number that a text spells, to the last digit; None if it spells none, or a code, which begins with 0: 007."""
-    if as_number(text) is None or _CODE.match(text):
-        return None
-    with suppress(InvalidOperation):  # an exponent of twenty digits
-        return Decimal(text)
-    return None
-
-
-def as_time(text: str, zone: str = "", *, is_bound: bool = False) -> int | None:
-    """The time that a text spells in ISO 8601, in microseconds since 1970; None if it spells none.
-
-    A date alone is its midnight; as a bound, a year or a month alone is its first.
-
-    Args:
-        zone: of a text without an offset, such as Europe/Berlin or +02:00; UTC if empty.
-    """
-    text = text.strip()
-    if is_bound and _YEAR_OR_MONTH.fullmatch(text):
-        text += "-01-01"[len(text) - 4 :]
-    try:
-        time = datetime.datetime.fromisoformat(text)
-    except ValueError:
-        return None
-    if time.tzinfo is None:
-        time = time.replace(tzinfo=_zone(zone))
-    return (time - _EPOCH) // datetime.timedelta(microseconds=1)
-
-
-def _zone(name: str) -> datetime.tzinfo | None:
-    """Raises: InputError for what names none: it comes from a file, which may be a stranger's."""
-    try:
-        if name.startswith(("+", "-")):
-            return datetime.datetime.fromisoformat(f"1970-01-01T00:00{name}").tzinfo
-        return ZoneInfo(name) if name else datetime.UTC
-    except (KeyError, ValueError, OSError):
-        raise InputError(f"{name[:20]!r} is no time zone, so times in it cannot be compared") from None
 
 
 def _from_operators(operators: Mapping[str, list[str]]) -> Any:

@@ -7,12 +7,13 @@ texts with every character escaped that could end one.
 import math
 import unicodedata
 from collections.abc import Iterable, Mapping
+from fractions import Fraction
 from typing import Any
 
 from fanoise.errors import InputError
-from fanoise.values import spelled
 from index.backends.folding import fold, marked
-from index.backends.layout import Field, Layout, column_of
+from index.backends.layout import Field, Layout, column_of, ordered_digits, spelled_member
+from index.spelling import are_numbers, as_number, as_time
 from index.texts import composed
 from index.where import (
     NO_NUMBER,
@@ -22,17 +23,21 @@ from index.where import (
     In,
     Not,
     Range,
-    are_numbers,
-    as_number,
-    as_time,
     conditions,
-    exact_number,
 )
 
 NEVER = "row < 0"
 _ESCAPES = str.maketrans({"\\": "\\\\", '"': '\\"', "\n": "\\n", "\r": "\\r", "\t": "\\t"})
 _INT64, _EXACT = 2**63, 2**53
-_HOLDS = {"int": "numbers", "float": "numbers", "bool": "flags", "time": "times", "text": "text", "list": "lists"}
+_HOLDS = {
+    "int": "numbers",
+    "float": "numbers",
+    "decimal": "numbers",
+    "bool": "flags",
+    "time": "times",
+    "text": "text",
+    "list": "lists",
+}
 
 
 def filter_expression(where: Mapping[str, Any] | None, layout: Layout) -> str:
@@ -86,7 +91,7 @@ def _same_numbers(field: Field, values: Iterable[str]) -> list[str]:
     """
     if field.kind != "text" or not field.number:
         return []
-    numbers = [float(number) for value in values if (number := exact_number(value)) is not None]
+    numbers = [float(number) for value in values if (number := as_number(value, codes=False)) is not None]
     return [
         f'{field.number} == {number!r} and not ({field.compared} like "{"-" * (number < 0)}{_zeros(number)}%")'
         for number in dict.fromkeys(numbers)
@@ -139,13 +144,16 @@ def _literal(field: Field, text: str) -> str:
         return ""
     if field.kind == "float":
         return repr(float(number))
+    if field.kind == "decimal":
+        low, high = (literal(ordered_digits(field, Fraction(number), rounded=one)) for one in (math.floor, math.ceil))
+        return low if low == high else ""
     return repr(int(number)) if number == int(number) and abs(number) < _INT64 else ""
 
 
 def _member(field: Field, text: str) -> str:
     if field.is_numeric:
         number = as_number(text)
-        return "" if number is None else marked([spelled(number)]) or ""
+        return "" if number is None else marked([spelled_member(field, number)]) or ""
     return marked([text]) or "" if text else ""
 
 
@@ -158,17 +166,20 @@ def _between(field: Field, condition: Range) -> str:
             raise _senseless(field, sign, end, "lists, whose members Milvus cannot order; use = or *=")
         if field.kind == "bool":
             raise _senseless(field, sign, end, "flags, which have no order; use =")
-        if not field.number or (field.is_mixed and not are_numbers(condition)):
+        if not field.number or (field.is_mixed and not are_numbers(condition.ends)):
             parts.append(f"{field.compared} {sign} {literal(end)}")
             continue
         is_time = field.kind == "time"
         number = as_time(end, field.zone, is_bound=True) if is_time else as_number(end)
         if number is None:
             raise _senseless(field, sign, end, NO_TIME if is_time else NO_NUMBER)
-        if field.kind == "int":
-            number = max(1 - _INT64, min(_INT64 - 1, rounded(number)))
-        is_whole = is_time or field.kind == "int"
-        parts.append(f"{field.number} {sign} {number if is_whole else float(number)!r}")
+        if field.kind == "decimal":
+            bound = literal(ordered_digits(field, Fraction(number), rounded=rounded))
+        elif field.kind == "int":
+            bound = repr(max(1 - _INT64, min(_INT64 - 1, rounded(number))))
+        else:
+            bound = repr(number if is_time else float(number))
+        parts.append(f"{field.number} {sign} {bound}")
     return " and ".join(parts)
 
 

@@ -7,15 +7,16 @@
     f_NAME      a field: INT64, DOUBLE, BOOL or VARCHAR, as its values are
     c_NAME      its text folded for `contains`, where folding changes anything
     n_NAME      its number, where a text of the field spells one
-    other       JSON: fields of other types (lists, times, objects), and those for which 64 columns are too few
+    other       JSON: fields of other types (lists, times, decimals, objects), and those that 64 columns are too few for
 
 Names of fields are arbitrary and names of columns are not, so the layout records which column is which field's.
 """
 
 import re
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass
+from fractions import Fraction
 from typing import Any, Literal, Self
 
 import numpy as np
@@ -27,9 +28,10 @@ from fanoise.values import spelled
 from index.backends.folding import MARK, fold, marked
 from index.checked import Checked, record_of
 from index.items import field_names, json_value
-from index.where import as_number, as_time, unknown_field
+from index.spelling import as_number, as_time
+from index.where import unknown_field
 
-Kind = Literal["int", "float", "bool", "time", "text", "list"]
+Kind = Literal["int", "float", "decimal", "bool", "time", "text", "list"]
 
 MAX_COLUMNS = 64
 """The most fields that a Milvus server allows in a collection (`proxy.maxFieldNum`)."""
@@ -51,17 +53,23 @@ class Field(Checked):
     """Place of what a hit shows."""
     compared: str
     """Place of what `=` compares: `value` itself where that is a number, a flag or a text. Of a list, its members; of a
-    time, microseconds since 1970."""
+    time, microseconds since 1970; of a decimal, digits whose order as text is that of the numbers."""
     folded: str = ""
     """Place of the folded text, for `contains`."""
     number: str = ""
     """Place of the number, for bounds."""
     is_numeric: bool = False
     """Whether the members of a list are numbers."""
+    is_exact: bool = False
+    """Whether these are whole or decimals, of which each digit counts."""
     is_mixed: bool = False
     """Whether some texts spell numbers, and others do not."""
     zone: str = ""
     """Of times."""
+    precision: int = 0
+    """Digits of a decimal."""
+    scale: int = 0
+    """Of these, after the point."""
 
     @property
     def exists(self) -> str:
@@ -206,6 +214,26 @@ def shortened(text: str | None) -> str | None:
     return text.encode()[:MAX_BYTES].decode(errors="ignore")
 
 
+def ordered_digits(field: Field, number: Fraction, *, rounded: Callable[[Fraction], int] = round) -> str:
+    """A number as digits of one length, above that of the least decimal: the text of the larger one is the greater.
+
+    Args:
+        rounded: to the last digit that the field's decimals have. What is beyond the largest one comes next to it.
+    """
+    most = 10**field.precision
+    return f"{max(0, min(2 * most, rounded(number * 10**field.scale) + most)):0{field.precision + 1}}"
+
+
+def spelled_member(field: Field, member: Any) -> str:
+    """A member of a list; numbers that are equal are spelled alike."""
+    if not field.is_numeric:
+        return spelled(member)
+    if not field.is_exact:
+        return spelled(float(member))
+    text = spelled(member or 0)  # the decimal -0 is 0
+    return text.rstrip("0").rstrip(".") if "." in text else text
+
+
 def count_shortened(table: pa.Table) -> int:
     """How many texts of these items are too long for a VARCHAR."""
     columns = [table["text"], *(_member(table, name) for name in field_names(table.schema))]
@@ -218,7 +246,7 @@ def _put(row: dict[str, Any], field: Field, value: Any) -> None:
     shown = json_value(value)  # dates become their text, NaN nothing
     places = {field.value: shortened(shown) if isinstance(shown, str) else shown}
     if field.kind == "list":
-        members = [spelled(member) for member in value or () if member not in (None, "")]
+        members = [spelled_member(field, member) for member in value or () if member not in (None, "")]
         places[field.compared] = marked(members)
         if field.folded:
             places[field.folded] = MARK.join(map(fold, members)) or None
@@ -233,6 +261,8 @@ def _put(row: dict[str, Any], field: Field, value: Any) -> None:
         text = None if value is None else spelled(value)
         places[field.compared] = None if text is None else as_time(text, field.zone)
         places[field.folded] = None if text is None else fold(text)
+    elif field.kind == "decimal":
+        places[field.compared] = None if value is None else ordered_digits(field, Fraction(value))
     elif field.compared != field.value:
         places[field.compared] = None if value is None else float(value)
     for place, content in places.items():
@@ -251,8 +281,9 @@ def _field(
 
     if pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind):
         is_numeric = _is_number(kind.value_type)
+        is_exact = is_numeric and not pa.types.is_floating(kind.value_type)
         folded = "" if is_numeric or pa.types.is_boolean(kind.value_type) else other("c")
-        return Field(name, "list", other("v"), other("t"), folded, is_numeric=is_numeric)
+        return Field(name, "list", other("v"), other("t"), folded, is_numeric=is_numeric, is_exact=is_exact)
     own = other("v") if in_other else _column_name(name, number, taken)
     if pa.types.is_boolean(kind):
         return Field(name, "bool", own, own)
@@ -260,8 +291,10 @@ def _field(
         return Field(name, "int", own, own, number=own)
     if pa.types.is_floating(kind):
         return Field(name, "float", own, own, number=own)
-    if _is_number(kind):  # decimals are shown with all their digits
-        return Field(name, "float", other("v"), other("t"), number=other("t"))
+    if _is_number(kind):  # shown with all their digits
+        precision, scale = (kind.precision, kind.scale) if pa.types.is_decimal(kind) else (20, 0)
+        place = other("t")
+        return Field(name, "decimal", other("v"), place, number=place, precision=precision, scale=scale)
     if pa.types.is_timestamp(kind) or pa.types.is_date(kind):
         zone = (pa.types.is_timestamp(kind) and kind.tz) or ""
         return Field(name, "time", other("v"), other("t"), other("c"), other("t"), zone=zone)

@@ -19,8 +19,9 @@ from index.backends.facts import COMPLETE, Facts
 from index.backends.layout import Field, value_of
 from index.hits import Hit
 from index.manifest import THUMBNAILS, CatalogRef, EmbedderRef
+from index.spelling import are_numbers
 from index.thumbnails import is_digest, thumbnail_path
-from index.where import NO_NUMBERS, Condition, Contains, In, Not, Range, are_numbers, conditions, no_other
+from index.where import NO_NUMBERS, Condition, Contains, In, Not, Range, conditions, no_other
 
 if TYPE_CHECKING:
     from pymilvus import MilvusClient
@@ -243,7 +244,7 @@ class MilvusBackend:
         for name, several in where:
             field = self.facts.layout.field(name, said_of="where: ")
             for one in several:
-                if isinstance(one, Range) and field.is_mixed and are_numbers(one):
+                if isinstance(one, Range) and field.is_mixed and are_numbers(one.ends):
                     notes.append(f"{name} {NO_NUMBERS}")
                 asked = [In((value,)) for value in one.values] if isinstance(one, (In, Not)) else [one]
                 unmet = [part for part in asked if not self._any(condition_expression(field, part))]

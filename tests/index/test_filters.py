@@ -1,5 +1,6 @@
 import datetime
 import itertools
+from decimal import Decimal
 
 import numpy as np
 import pyarrow as pa
@@ -159,6 +160,59 @@ def test_random_texts_equal_a_number_as_python_has_it():
         assert filter.mask({"text": asked}).tolist() == [float(text) == float(asked) for text in texts]
 
 
+CENTS = [Decimal(cents).scaleb(-2) for cents in range(1, 100_000)]
+
+
+@pytest.mark.parametrize("kind", [pa.decimal128(5, 2), pa.decimal128(38, 4), pa.decimal256(76, 2)], ids=str)
+def test_decimals_are_what_they_are_written(kind):
+    filter = FieldFilter(["price"], lambda _: pa.array([*CENTS, None], kind))
+    every = np.arange(len(CENTS))
+    for where in (list(map(str, CENTS[::7])), [float(one) for one in CENTS[::7]]):
+        assert np.flatnonzero(filter.mask({"price": {"in": where}})).tolist() == every[::7].tolist()
+        assert np.flatnonzero(filter.mask({"price": {"not": where}})).tolist() == every[every % 7 != 0].tolist()
+    for row in np.random.default_rng(1).choice(every, 40).tolist():
+        bound = CENTS[row]
+        assert np.flatnonzero(filter.mask({"price": str(bound)})).tolist() == [row]
+        assert np.flatnonzero(filter.mask({"price": {"max": str(bound)}})).tolist() == every[: row + 1].tolist()
+        assert np.flatnonzero(filter.mask({"price": {"min": float(bound)}})).tolist() == every[row:].tolist()
+        between = {"min": f"{bound}00001", "max": f"{bound + 1}99999"}
+        assert np.flatnonzero(filter.mask({"price": between})).tolist() == every[row + 1 : row + 101].tolist()
+
+
+VAST = ["-0.5", f"-{10**60}.25", f"{10**60}.25", f"{10**60}.26", "0", None, "9007199254740993", "9007199254740992"]
+
+
+@pytest.mark.parametrize(
+    ("where", "rows"),
+    [
+        (f"{10**60}.25", [2]),
+        (f"{10**60}", []),
+        ({"not": f"{10**60}.250"}, [0, 1, 3, 4, 6, 7]),
+        ("-.50", [0]),
+        ("-0", [4]),
+        (2**53 + 1, [6]),
+        ({"in": ["9007199254740992.0", "cheap"]}, [7]),
+        ({"min": f"{10**60}.251"}, [3]),
+        ({"min": f"{10**60}.25"}, [2, 3]),
+        ({"max": f"-{10**60}.2499999"}, [1]),
+        ({"min": -1, "max": 1e-300}, [0, 4]),
+        ({"min": 1e300}, []),
+        ({"max": "1e300"}, [0, 1, 2, 3, 4, 6, 7]),
+    ],
+)
+def test_decimals_of_many_digits_are_compared_to_the_last(where, rows):
+    values = [None if text is None else Decimal(text) for text in VAST]
+    flat = FieldFilter(["n"], lambda _: pa.array(values))
+    assert np.flatnonzero(flat.mask({"n": where})).tolist() == rows
+    lists = FieldFilter(["n"], lambda _: pa.array([[value, value] for value in values]))
+    assert np.flatnonzero(lists.mask({"n": where})).tolist() == rows
+
+
+def test_whole_numbers_are_compared_to_the_last_digit_however_they_are_asked_for(filter):
+    assert np.flatnonzero(filter.mask({"stock": "9007199254740993.0"})).tolist() == [2]
+    assert np.flatnonzero(filter.mask({"stock": {"max": "9007199254740992.5", "min": 3}})).tolist() == [4]
+
+
 DAYS = [
     datetime.date(2026, 1, 1),
     datetime.date(2026, 1, 2),
@@ -308,6 +362,14 @@ def test_notes_name_what_nothing_matches_and_what_is_near(filter, where, notes):
     found = filter.notes(where)
     assert len(found) == len(notes)
     assert all(note.startswith(start) for note, start in zip(found, notes, strict=True))
+
+
+def test_notes_print_decimals_as_they_are_written():
+    filter = FieldFilter(["price"], lambda _: pa.array([Decimal("19.99"), Decimal("5.00"), None]))
+    assert filter.notes({"price": "19.98"}) == ["no item has price 19.98; they run from 5.00 to 19.99"]
+    assert filter.notes({"price": {"min": 20}}) == ["no item has a price from 20; they run from 5.00 to 19.99"]
+    tiny = FieldFilter(["price"], lambda _: pa.array([Decimal("0E-8"), Decimal("1E-8")]))
+    assert tiny.notes({"price": 1}) == ["no item has price 1; they run from 0.00000000 to 0.00000001"]
 
 
 def test_rows_that_are_null_match_nothing_and_are_not_near():

@@ -1,6 +1,12 @@
 """Of which type fields are once rows of another catalogue were added."""
 
 import json
+from datetime import time
+from decimal import Decimal
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 
 from index.build import build_index
 from index.search import Index
@@ -47,3 +53,54 @@ def test_texts_of_the_index_stay_as_they_are_written(embedder, tmp_path):
     index = Index.open(tmp_path / "index")
     assert index.values("price").to_pylist() == ["10.00", "1.10", "2.5"]
     assert index.values("code").to_pylist() == ["12E5", "007", "7"]
+
+
+def test_decimals_lists_of_numbers_and_times_of_day_stay_so(embedder, tmp_path):
+    price = pa.decimal128(8, 2)
+
+    def table(name, **columns):
+        count = len(next(iter(columns.values())))
+        ids = [f"{name}{i}" for i in range(count)]
+        pq.write_table(pa.table({"id": ids, "text": ids, **columns}), tmp_path / f"{name}.parquet")
+        return tmp_path / f"{name}.parquet"
+
+    columns = {"price": pa.array([Decimal("19.99"), None], price), "sizes": [[38, 40], []], "at": [time(3, 4), None]}
+    first = table("a", **columns, costs=[[Decimal("0.35")], None], code=[Decimal("12345678901234567"), None])
+    build_index(embedder, first, tmp_path / "index", progress=False)
+    (tmp_path / "b.csv").write_text(
+        'id,text,price,sizes,at,costs\nb0,b0,5.255,"[41, 42]",05:06,0.41\nb1,b1,-7,43,,"[0.47, 1]"\n'
+    )
+    assert add_items(embedder, tmp_path / "b.csv", tmp_path / "index", progress=False).notes == []
+    wholes = table("c", price=[5, 2**63 - 1], costs=[[1], [2]])
+    assert add_items(embedder, wholes, tmp_path / "index", progress=False).notes == []
+    index = Index.open(tmp_path / "index")
+    prices = ["19.990", None, "5.255", "-7.000", "5.000", f"{2**63 - 1}.000"]
+    assert index.values("price").to_pylist() == [None if one is None else Decimal(one) for one in prices]
+    assert index.values("sizes").to_pylist() == [[38, 40], [], [41, 42], [43], None, None]
+    assert index.values("at").to_pylist() == [time(3, 4), None, time(5, 6), None, None, None]
+    assert index.values("costs").to_pylist()[2:] == [[Decimal("0.41")], [Decimal("0.47"), 1], [1], [2]]
+    assert [index.live_ids[row] for row in np.flatnonzero(index.matching({"price": {"max": "5.255"}}))] == [
+        "b0",
+        "b1",
+        "c0",
+    ]
+    hits = index.find(np.eye(16)[:1], 9, {"price": 19.99})[0]
+    assert [json.loads(json.dumps(hit.to_json()))["price"] for hit in hits] == ["19.990"]
+
+
+def test_decimals_among_fractions_are_the_fractions_that_are_written_so(embedder, tmp_path):
+    for name, values, kind in (
+        ("a", [Decimal("19.99"), Decimal("0.35")], pa.decimal128(8, 2)),
+        ("b", [5.25, None], pa.float64()),
+        ("c", [Decimal("1234567890123456.7"), None], pa.decimal128(30, 1)),
+    ):
+        ids = [f"{name}0", f"{name}1"]
+        pq.write_table(
+            pa.table({"id": ids, "text": ids, "price": pa.array(values, kind)}), tmp_path / f"{name}.parquet"
+        )
+    build_index(embedder, tmp_path / "a.parquet", tmp_path / "index", progress=False)
+    assert add_items(embedder, tmp_path / "b.parquet", tmp_path / "index", progress=False).notes == []
+    assert Index.open(tmp_path / "index").values("price").to_pylist() == [19.99, 0.35, 5.25, None]
+    change = add_items(embedder, tmp_path / "c.parquet", tmp_path / "index", progress=False)
+    assert [note[:28] for note in change.notes] == ["the field 'price' is text no"]
+    assert Index.open(tmp_path / "index").values("price").to_pylist()[-2] == "1234567890123456.7"

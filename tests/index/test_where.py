@@ -1,7 +1,6 @@
 import datetime
 import math
 import re
-from decimal import Decimal
 
 import numpy as np
 import pytest
@@ -12,10 +11,7 @@ from index.where import (
     In,
     Not,
     Range,
-    as_number,
-    as_time,
     conditions,
-    exact_number,
     parse_where,
     written_where,
 )
@@ -118,49 +114,3 @@ def test_a_filter_is_written_as_it_is_read():
     pairs = ["price>=10", "price<=20", "category=shoes", "category=boots", "title*=red", "brand!=acme"]
     assert written_where(parse_where(pairs)) == pairs
     assert written_where({"a": 1.0, "b": {"max": 2}}) == ["a=1", "b<=2"]
-
-
-@pytest.mark.parametrize(
-    ("text", "number"),
-    [("20", 20), (" 20 ", 20), ("2.5", 2.5), ("1e3", 1000.0), ("9007199254740993", 9007199254740993), ("-0", 0)],
-)
-def test_texts_that_spell_numbers(text, number):
-    assert as_number(text) == number
-
-
-@pytest.mark.parametrize(
-    "text", ["", "cheap", "1,5", "nan", "inf", "1_000", "0x10", "12 kg", "9" * 400, "-" + "9" * 5000]
-)
-def test_texts_that_spell_none(text):
-    assert as_number(text) is None
-    assert exact_number(text) is None
-
-
-def test_a_number_is_exact_and_a_code_is_none():
-    assert exact_number(" 0.1 ") == exact_number("+1e-1") == Decimal("0.1")
-    assert exact_number("9007199254740993") != exact_number("9007199254740992")
-    assert exact_number("0") == exact_number("-0.0") == 0
-    assert [exact_number(text) for text in ("007", "00", " -01.5", "0e99999999999999999999999")] == [None] * 4
-
-
-@pytest.mark.parametrize(
-    ("text", "zone", "seconds"),
-    [
-        ("1970-01-01", "", 0),
-        (" 1970-01-01 00:00:01.5 ", "", 1.5),
-        ("1970-01-01T01:00+01:00", "Europe/Berlin", 0),
-        ("1970-01-01T01:00", "Europe/Berlin", 0),
-        ("1970-07-01T00:00", "+02:00", 181 * 86_400 - 7200),
-        ("1969-12-31T23:59:59Z", "", -1),
-        ("1970-01-01T05:30", "+05:30", 0),
-    ],
-)
-def test_texts_that_spell_times(text, zone, seconds):
-    assert as_time(text, zone) == as_time(text, zone, is_bound=True) == seconds * 10**6
-
-
-def test_a_year_or_a_month_is_a_time_as_a_bound_alone():
-    assert as_time("1970-02", is_bound=True) == 31 * 86_400 * 10**6
-    assert as_time("1970", is_bound=True) == 0
-    assert [as_time(text) for text in ("1970-02", "1970", "soon", "", "1970-13-01", "12:00")] == [None] * 6
-    assert as_time("1970-13", is_bound=True) is None

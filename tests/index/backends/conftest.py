@@ -3,6 +3,7 @@
 import datetime
 import math
 from collections.abc import Iterator
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
@@ -43,9 +44,19 @@ def make_row(i: int) -> dict[str, Any]:
     }
 
 
+VAST = [None, *map(Decimal, ("9007199254740993", "9007199254740992.00001", f"-{10**50}.5", f"{10**50}", "0"))]
 TYPED = {
     "mass": (pa.float32(), lambda i: [19.99, 0.1, None, 7.5][i % 4]),
     "widths": (pa.list_(pa.float32()), lambda i: [[0.1, 2.0], [19.99], [], None][i % 4]),
+    "net": (
+        pa.decimal128(8, 2),
+        lambda i: [Decimal("19.99"), Decimal("0.35"), None, Decimal("-7.00"), Decimal("20")][i % 5],
+    ),
+    "vast": (pa.decimal256(60, 5), lambda i: VAST[i % 6]),
+    "nets": (
+        pa.list_(pa.decimal128(8, 2)),
+        lambda i: [[Decimal("19.90"), Decimal("0.00")], [Decimal("-7")], [], None][i % 4],
+    ),
     "day": (pa.date32(), lambda i: datetime.date(2026, 1, 1 + i % 28) if i % 5 else None),
     "at": (pa.timestamp("ms"), lambda i: datetime.datetime(2026, 1, 1 + i % 28, 12, i % 2) if i % 5 else None),
     "there": (pa.timestamp("us", "Europe/Berlin"), lambda i: datetime.datetime(1969, 12, 31 - i % 28, 23)),

@@ -1,13 +1,15 @@
 import datetime
 import decimal
 import json
+import math
+from fractions import Fraction
 
 import numpy as np
 import pyarrow as pa
 import pytest
 
 from fanoise.errors import InputError
-from index.backends.layout import MAX_BYTES, OTHER, Layout, count_shortened, value_of
+from index.backends.layout import MAX_BYTES, OTHER, Field, Layout, count_shortened, ordered_digits, value_of
 
 
 def table_of(fields: dict[str, list], ids: list[str] | None = None) -> pa.Table:
@@ -56,7 +58,7 @@ def test_each_kind_of_field_has_its_places():
     assert places["w"] == ("float", "f_w", "f_w", "", "f_w")
     assert places["sale"] == ("bool", "f_sale", "f_sale", "", "")
     assert places["made"] == ("time", 'other["v6"]', 'other["t6"]', 'other["c6"]', 'other["t6"]')
-    assert places["cost"] == ("float", 'other["v7"]', 'other["t7"]', "", 'other["t7"]')
+    assert places["cost"] == ("decimal", 'other["v7"]', 'other["t7"]', "", 'other["t7"]')
     assert places["tags"] == ("list", 'other["v8"]', 'other["t8"]', 'other["c8"]', "")
     assert places["id"][1] == "f_id"
     assert {places["odd name!"][1], places["odd name?"][1]} == {"f_odd_name_", "f_odd_name__12"}
@@ -72,7 +74,7 @@ def test_values_come_back():
     assert layout.values(second)["w"] == 2.0
     assert set(layout.values(second)) == set(FIELDS)
     assert first["n_price"] == 10.0
-    assert value_of(first, layout.field("cost").compared) == pytest.approx(1.1)
+    assert value_of(first, layout.field("cost").compared) == "1110"
     assert json.loads(json.dumps(first[OTHER])) == first[OTHER]
     assert Layout.from_dict(json.loads(json.dumps(layout.to_dict()))) == layout
 
@@ -113,6 +115,15 @@ def test_half_precision_is_half_precision():
     table = table_of({"n": [1]})
     [row] = rows_of(table, Layout.of([table], is_half=True))
     assert row["vector"].dtype == np.float16
+
+
+def test_digits_are_in_the_order_of_the_decimals():
+    values = [-999, -101, -100, -1, 0, 1, 7, 10, 999]
+    field = Field("cost", "decimal", "v", "t", precision=3, scale=1)
+    digits = [ordered_digits(field, Fraction(value, 10)) for value in values]
+    assert digits == sorted(set(digits)) and {len(one) for one in digits} == {4}
+    assert ordered_digits(field, Fraction("7.05"), rounded=math.floor) == ordered_digits(field, Fraction(7))
+    assert ordered_digits(field, Fraction(-(10**9))) < digits[0] < digits[-1] < ordered_digits(field, Fraction(10**9))
 
 
 def test_an_unknown_field_lists_the_known():

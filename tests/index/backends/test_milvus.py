@@ -96,6 +96,25 @@ WHERES = [
     {"mass": {"max": 1e300}},
     {"widths": "19.99"},
     {"widths": {"not": 0.1}},
+    {"net": 19.99},
+    {"net": {"not": "19.990"}},
+    {"net": {"in": ["0.35", 20, "cheap"]}},
+    {"net": {"min": "0.35", "max": "19.99"}},
+    {"net": {"min": "0.351"}},
+    {"net": {"max": -7}},
+    {"net": "19.991"},
+    {"net": 10**9},
+    {"net": {"max": 10**9}},
+    {"net": {"not": "-1e300"}},
+    {"vast": 2**53},
+    {"vast": 2**53 + 1},
+    {"vast": {"not": "9007199254740992.00001"}},
+    {"vast": {"min": "9007199254740992.000001"}},
+    {"vast": {"max": f"-{10**50}.49999"}},
+    {"vast": {"min": 10**50, "max": 1e60}},
+    {"nets": "19.9"},
+    {"nets": {"not": -7.0}},
+    {"nets": "-0"},
     {"day": "2026-01-02"},
     {"day": "2026-01-02T01:00"},
     {"day": {"min": "2026-01-02T00:00", "max": "2026-01-20"}},
@@ -155,7 +174,7 @@ def test_the_filters_tell_items_apart(folder, queries):
     """Else the test before could not fail."""
     counts = [len(folder.find(queries[:1], COUNT, where)[0]) for where in WHERES]
     assert len(set(counts)) > 15
-    assert counts.count(0) == 6
+    assert counts.count(0) == 9
 
 
 @pytest.mark.parametrize("k", [1, 3, 10, 1000])
