@@ -34,6 +34,7 @@ from index.held_out import measure_overlap, text_queries
 from index.identity import Existing, Names, name_columns, names_of_row, names_of_rows, odd_rows, refusal
 from index.items import SIGNATURE, Items
 from index.join import join_items
+from index.losses import Given, check_losses
 from index.manifest import (
     DELETED,
     FAISS_INDEX,
@@ -71,7 +72,13 @@ class Change(Taken):
 
 
 def add_items(
-    embedder: "Embedder", catalog: str | Path, folder: str | Path, *, existing: Existing = "refuse", **options: Any
+    embedder: "Embedder",
+    catalog: str | Path,
+    folder: str | Path,
+    *,
+    existing: Existing = "refuse",
+    drop_columns: bool = False,
+    **options: Any,
 ) -> Change:
     """Append the rows of a catalogue to an index. Only they are encoded; those known with the same content are copied.
 
@@ -83,10 +90,11 @@ def add_items(
             refused where it would replace one of several rows of an item, whose others would stay. A row that is
             rejected replaces nothing; one that replaces others is never skipped as a near-duplicate, but reported as
             one. The first rows that are several images of an item make an index one that groups them.
+        drop_columns: rows may lose their text, their images or fields that the catalogue has in no row.
         options: fields of `Intake`. `text`, `image`, `images`, `vectors` and `near_duplicates` are by default, and
             where None, as in the build (`vectors` of "" encodes the rows); `allow_outside` and `allow_urls` are not.
-    Raises: InputError for ids that are in the index, or not; CatalogError for a bad catalogue; ArtifactError for
-        another embedder or a damaged index. Nothing is changed then.
+    Raises: InputError for ids that are in the index, or not, and for columns that would be lost; CatalogError for a bad
+        catalogue; ArtifactError for another embedder or a damaged index. Nothing is changed then.
     """
     catalog = Path(catalog)
     check_apart(catalog, Path(folder))
@@ -99,13 +107,17 @@ def add_items(
             embedder=embedder, catalog=catalog, out=writer.folder, **(_as_built(writer, catalog, given) | given)
         )
         with closing(_Current(writer)) as current:
-            return _add(writer, intake, existing, current)
+            return _add(writer, intake, existing, current, drop_columns=drop_columns)
 
 
-def _add(writer: Writer, intake: Intake, existing: Existing, current: "_Current") -> Change:
+def _add(writer: Writer, intake: Intake, existing: Existing, current: "_Current", *, drop_columns: bool) -> Change:
     remove_finished(writer.folder, current.folder)
     with intake.planned() as (plan, claims):
-        asked = _check_names(intake, existing, current)
+        given = Given()
+        asked = _check_names(intake, existing, current, given)
+        if existing != "refuse" and not drop_columns:
+            replaced = current.rows_named({name for names in asked for name in names})
+            check_losses(current.items, replaced, given, intake.catalog)
         run = intake.encode(plan, claims, known=[current.folder], total=len(asked))
         if run.missing():
             raise InputError(f"{writer.folder} is being built from the same catalogue; wait for that to end")
@@ -180,13 +192,13 @@ def _as_built(writer: Writer, catalog: Path, given: Mapping[str, Any]) -> dict[s
     return fields
 
 
-def _check_names(intake: Intake, existing: Existing, current: "_Current") -> list[Names]:
-    """Id and group of all rows. Read once before encoding: ids that cannot be taken are found in seconds."""
+def _check_names(intake: Intake, existing: Existing, current: "_Current", given: Given) -> list[Names]:
+    """Id and group of all rows, shown to `given`. Read once before encoding: what cannot go in is found in seconds."""
     catalog = current.manifest.catalog
     as_built = {"text": catalog.text, "vectors": catalog.options.get("vectors")}
     names_of = partial(names_of_row, group_by=current.manifest.group_by)
     try:
-        asked = [names for names in map(names_of, intake.rows()) if names is not None]
+        asked = [names for names in map(names_of, map(given.see, intake.rows())) if names is not None]
     except CatalogError as error:
         built_with = [
             f"--{name} {value!r}" for name, value in as_built.items() if value and value == getattr(intake, name)

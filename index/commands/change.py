@@ -101,6 +101,11 @@ def _add_encoding_options(parser: Parser) -> None:
         "copied.",
         defaults=f", '' encodes the rows{_AS_BUILT}",
     )
+    parser.add_argument(
+        "--drop-columns",
+        action="store_true",
+        help="rows that are replaced may lose text, images and fields for which the catalogue has no column",
+    )
     parser.add_argument("--embedder", metavar="RUN", help="embedder to use (default: the one the index names)")
     add_device_option(parser)
     parser.add_argument("--json", action="store_true", help="print what was done as JSON")
@@ -124,6 +129,7 @@ def _run_add(args: argparse.Namespace) -> int:
         args.catalog,
         args.index,
         existing="require" if args.replace is None else "replace" if args.replace else "refuse",
+        drop_columns=args.drop_columns,
         **intake_options(args),
     )
     return _report(args, change, start)

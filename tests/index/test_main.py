@@ -156,7 +156,8 @@ def test_add_update_delete_compact_export(built, tmp_path, capsys):
     assert second.startswith("Rejected 1 row, listed at the end of ") and second.endswith("rejects.jsonl:")
     assert third == "  1 × file not found, n2 (img/no.png)"
 
-    assert main(["update", *index, "--catalog", str(folder / "changed.csv"), "--no-progress", "--json"]) == 0
+    update = ["update", *index, "--catalog", str(folder / "changed.csv"), "--no-progress", "--json", "--drop-columns"]
+    assert main(update) == 0
     done = {"added": 2, "deleted": 2, "rejected": 0, "notes": [], "generation": 3, "live": 41}
     done |= {"encoded": 2, "reused": 0, "duplicates": 0, "passed_over": {}}
     assert json.loads(capsys.readouterr().out) == done
@@ -334,6 +335,8 @@ def test_add_and_update_know_the_options_of_build_about_encoding(built, tmp_path
     bad = tmp_path / "goods" / "bad.csv"
     bad.write_text("id,text,image\ng1,again,\ng2,,img/none.png\n")
     update = ["update", "--index", str(built), "--catalog", str(bad), "--no-progress", "--workers", "0"]
+    assert "would lose: colour (2 rows), price (2 rows); give" in fails(capsys, *update)
+    update.append("--drop-columns")
     assert "more than the share of 0.4" in fails(capsys, *update, "--max-rejects", "0.4")
     assert main([*update, "--max-rejects", "0.5", "--json"]) == 0
     printed = json.loads(capsys.readouterr().out)

@@ -49,7 +49,7 @@ def test_a_searcher_that_is_refreshed_while_others_search_never_mixes_generation
         thread.start()
     for version in range(8):
         rows = [row(f"g{i}", f"{i} of {version}", price=f"v{version}") for i in range(40)]
-        add_items(embedder, write("c.csv", rows), built, existing="require", progress=False)
+        add_items(embedder, write("c.csv", rows), built, existing="require", drop_columns=True, progress=False)
         assert searcher.refresh()
         time.sleep(0.02)
     stop.set()

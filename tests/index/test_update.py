@@ -490,7 +490,7 @@ def test_the_first_item_of_several_images_makes_the_index_group(embedder, built,
     def change(images, existing):
         path = tmp_path / "goods" / "several.jsonl"
         path.write_text(json.dumps({"id": "g1", "text": "one", "image": images}))
-        return add_items(embedder, path, built, existing=existing, progress=False).manifest
+        return add_items(embedder, path, built, existing=existing, drop_columns=True, progress=False).manifest
 
     with pytest.raises(InputError, match="already in the index"):
         change(["img/0.png", "img/1.png"], "refuse")
@@ -507,7 +507,7 @@ def test_a_row_never_leaves_the_others_of_its_item(embedder, built, tmp_path):
     def change(name, existing, *rows):
         path = tmp_path / "goods" / name
         path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-        return add_items(embedder, path, built, existing=existing, progress=False)
+        return add_items(embedder, path, built, existing=existing, drop_columns=True, progress=False)
 
     def groups():
         hits = Searcher.open(built, embedder=embedder).search(text="one", k=50).hits

@@ -156,7 +156,7 @@ def test_encoding_again_says_what_the_catalogue_no_longer_has(built, embedder, t
 def test_deleted_rows_are_not_encoded_again_and_added_ones_are(built, embedder, tmp_path):
     new = tmp_path / "goods" / "new.csv"
     new.write_text("id,text,image\ng3,three,\nn1,one,img/2.png\n")
-    add_items(embedder, new, built, existing="replace", progress=False)
+    add_items(embedder, new, built, existing="replace", drop_columns=True, progress=False)
     delete_items(built, ids=["g4"])
     catalog = tmp_path / "goods" / "catalog.csv"
     catalog.write_text(catalog.read_text().replace("thing number 4,", "something else,"))
