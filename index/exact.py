@@ -14,7 +14,7 @@ _FEW_QUERIES = 20
 def search_exact(
     store: VectorStore, queries: np.ndarray, k: int, rows: np.ndarray | None = None
 ) -> tuple[np.ndarray, np.ndarray]:
-    """The K best rows for each query, best first; which of equal ones, and in which order, is left to FAISS.
+    """The K best rows for each query, best first, equal ones by row; which of equal ones are the last is left to FAISS.
 
     Args:
         queries: float32 [Q, D].
@@ -35,7 +35,7 @@ def search_exact(
         found = np.concatenate([found, labels[places]], axis=1)
         order = np.argsort(-best, axis=1, kind="stable")[:, :k]
         best, found = np.take_along_axis(best, order, axis=1), np.take_along_axis(found, order, axis=1)
-    return best, found
+    return by_row(best, found)
 
 
 def search_exact_groups(
@@ -66,6 +66,16 @@ def search_exact_groups(
     return best, found
 
 
+def by_row(scores: np.ndarray, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Results that are best first, in place, with equal ones in the order of rows; only lines with such are touched."""
+    tied = np.flatnonzero((scores[:, 1:] == scores[:, :-1]).any(axis=1))
+    if len(tied):
+        order = np.lexsort((rows[tied], -scores[tied]), axis=1)
+        scores[tied] = np.take_along_axis(scores[tied], order, axis=1)
+        rows[tied] = np.take_along_axis(rows[tied], order, axis=1)
+    return scores, rows
+
+
 def first_of_each(groups: np.ndarray) -> np.ndarray:
     """Positions, ascending, at which a group occurs for the first time."""
     return np.sort(np.unique(groups, return_index=True)[1])
@@ -90,4 +100,4 @@ def _search_in_place(
         faiss.swig_ptr(found),
         0,  # the same rows for all queries
     )
-    return best, found
+    return by_row(best, found)

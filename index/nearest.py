@@ -13,7 +13,7 @@ import faiss
 import numpy as np
 
 from index.devices import serve
-from index.exact import search_exact
+from index.exact import by_row, search_exact
 from index.selection import Selection
 from index.store import VectorStore
 
@@ -41,7 +41,7 @@ class Nearest:
 
         Args:
             queries: float32 [Q, D], contiguous.
-        Returns: cosine similarities float32 [Q, k] and rows int64 [Q, k], best first.
+        Returns: cosine similarities float32 [Q, k] and rows int64 [Q, k], best first, equal ones by row.
         """
         # a GPU leaves rows out by searching for as many more, which costs recall where they are many
         mask = None if selection is None or selection.share < _SLACK else selection.mask
@@ -61,7 +61,7 @@ class Nearest:
         if len(short):
             chosen = None if selection is None else selection.rows
             scores[short], rows[short] = search_exact(self._rows, queries[short], k, chosen)
-        return scores, rows
+        return by_row(scores, rows)
 
     @property
     def device(self) -> str:

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from index.exact import first_of_each, search_exact, search_exact_groups
+from index.exact import by_row, first_of_each, search_exact, search_exact_groups
 from index.store import VectorStore
 
 
@@ -68,6 +68,26 @@ def test_groups_are_those_of_sorting_all_similarities(rows, sizes):
         padding = 9 - len(expected)
         assert line.tolist() == [row for _, row in expected] + [-1] * padding
         assert np.allclose(line_scores, [score for score, _ in expected] + [-np.inf] * padding, atol=1e-6)
+
+
+def test_equal_scores_are_in_the_order_of_rows():
+    rng = np.random.default_rng(6)
+    scores = -np.sort(-rng.integers(0, 5, (50, 12)).astype(np.float32), axis=1)
+    scores[0] = np.arange(12, 0, -1)
+    rows = np.stack([rng.permutation(100)[:12] for _ in range(50)])
+    expected = [sorted(zip(-one, line, strict=True)) for one, line in zip(scores, rows, strict=True)]
+    found_scores, found = by_row(scores.copy(), rows.copy())
+    assert found.tolist() == [[row for _, row in line] for line in expected]
+    assert np.array_equal(found_scores, scores)
+
+
+@pytest.mark.parametrize("queries", [1, 30])
+@pytest.mark.parametrize("rows", [None, np.arange(3, 160, 2)])
+def test_the_first_of_the_best_that_are_equal_come_first(queries, rows):
+    store = VectorStore(np.tile(unit_rows(4, 3), (40, 1)))
+    found = search_exact(store, unit_rows(queries, 4), 12, rows)[1]
+    chosen = np.arange(160) if rows is None else rows
+    assert all(line == [row for row in chosen.tolist() if row % 4 == line[0] % 4][:12] for line in found.tolist())
 
 
 def test_first_of_each():
