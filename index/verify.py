@@ -49,8 +49,8 @@ def verify_index(
             manifest names, and to compare with their vectors.
         allow_outside, allow_urls: as in `read_catalog`, for these catalogues; what the build's was allowed is not
             passed on, so that no index can have this machine read or fetch what its user did not allow.
-    Raises: InputError if `path` is no index at all; where nothing is wrong so far, CatalogError if a catalogue cannot be
-        read, NotAllowedError if encoding again needs one of these.
+    Raises: InputError if `path` is no index at all; where nothing is wrong so far, CatalogError if a catalogue cannot
+        be read, NotAllowedError if encoding again needs one of these.
     """
     path = Path(path)
     permissions = {"allow_outside": allow_outside, "allow_urls": allow_urls}

@@ -33,21 +33,21 @@ def image_content(cell: Any, place: str) -> Path | ImageSource | str:
         place: table and row; how bytes are named.
     """
     if isinstance(cell, Mapping):  # as Hugging Face's Image feature: {"bytes", "path"}
-        cell = cell.get("path") if cell.get("bytes") is None else cell["bytes"]
+        cell = cell.get("bytes") or cell.get("path")
     if isinstance(cell, bytes):
         return ImageBytes(cell, place)
     if isinstance(cell, str):
         return _text_content(cell, place)
     if isinstance(cell, Path | ImageSource):
         return cell
-    raise Fault(cell, f"the image is a {type(cell).__name__}, must be a path, bytes, or base64 text")
+    raise Fault(cell, f"the image is of type {type(cell).__name__}, must be a path, bytes, or base64 text")
 
 
 def is_empty(cell: Any) -> bool:
     """Whether a cell has no image."""
     if isinstance(cell, Mapping):
-        return is_missing(cell.get("bytes")) and is_missing(cell.get("path"))
-    return is_missing(cell)
+        return is_empty(cell.get("bytes")) and is_empty(cell.get("path"))
+    return is_missing(cell) or cell == b""
 
 
 def url_scheme(text: str) -> str | None:

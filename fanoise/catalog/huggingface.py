@@ -34,7 +34,7 @@ def read_dataset(folder: Path, vectors: str | None = None) -> Iterator[tuple[int
         labels = _labels(part)
         for file in _files(part):
             for batch in _batches(file):
-                for row in arrow_rows(batch, f"{file}: after row {number}", vectors):
+                for row in arrow_rows(batch, str(file), number + 1, vectors):
                     number += 1
                     for name, names in labels.items():
                         row[name] = _label(names, row.get(name))

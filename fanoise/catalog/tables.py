@@ -1,6 +1,7 @@
 """Tables: CSV, TSV, JSONL and Parquet, row by row."""
 
 import csv
+import itertools
 import json
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -44,11 +45,7 @@ def read_batches(path: Path, rows: int) -> Iterator[tuple[int, Any]]:
 
 def batch_rows(path: Path, first: int, batch: Any) -> Iterator[tuple[int, dict[str, Any]]]:
     """What `read_rows` yields for the rows of a record batch, whose first row has that number. Raises: CatalogError."""
-    for start in range(0, len(batch), BATCH_ROWS):
-        part = batch.slice(start, BATCH_ROWS)
-        number = first + start
-        rows = arrow_rows(part, f"{path}: rows {number} to {number + len(part) - 1}")
-        yield from enumerate(map(_without_empty, rows), start=number)
+    yield from enumerate(map(_without_empty, arrow_rows(batch, str(path), first)), start=first)
 
 
 def read_tables(
@@ -89,7 +86,7 @@ def open_arrow(path: Path) -> Any:
 
 def listed(columns: Sequence[str]) -> str:
     """The names of a table's columns for a message, with what seems to be wrong with them."""
-    names = ", ".join(columns)
+    names = ", ".join(name if name and name == name.strip() else repr(name) for name in columns)
     if len(columns) == 1 and (sign := next((sign for sign in ";\t|" if sign in columns[0]), None)):
         names += f" (one column: is {sign!r} what separates them? A .csv has commas, a .tsv tabs)"
     return names
@@ -131,12 +128,15 @@ def _read_csv(path: Path, delimiter: str = ",") -> Iterator[dict[str, Any]]:
         reader = csv.DictReader(file, delimiter=delimiter, strict=True)
         begin = 1
         try:
-            names = reader.fieldnames or []
+            header = list(reader.fieldnames or [])
+            names = header[: len(header) - sum(1 for _ in itertools.takewhile(lambda name: not name, reversed(header)))]
+            reader.fieldnames = names  # the last columns have no name where a spreadsheet once had something in them
             begin = reader.line_num + 1
             if len(set(names)) != len(names):
-                raise CatalogError(f"{path}: a column name occurs twice in the header: {', '.join(names)}")
+                raise CatalogError(f"{path}: a column name occurs twice in the header: {listed(names)}")
             for number, row in enumerate(reader, start=1):
-                if None in row or None in row.values():
+                unnamed: Any = row.pop(None, [])  # what DictReader calls the rest
+                if any(unnamed) or len(unnamed) > len(header) - len(names) or None in row.values():
                     raise CatalogError(f"{path}: row {number}: expected {len(names)} columns ({listed(names)})")
                 begin = reader.line_num + 1
                 yield row
@@ -154,9 +154,10 @@ def _read_jsonl(path: Path) -> Iterator[dict[str, Any]]:
             if not line.strip():
                 continue
             try:
-                row = json.loads(line)
+                row = json.loads(line.rstrip("\r\n"))
             except json.JSONDecodeError as error:
-                raise CatalogError(f"{path}: line {number}: not JSON ({error.msg} at column {error.colno})") from None
+                what = f"{error.msg.removesuffix(' at')} at column {error.colno}"
+                raise CatalogError(f"{path}: line {number}: not JSON ({what})") from None
             except (ValueError, RecursionError) as error:  # a number of thousands of digits, brackets without end
                 raise CatalogError(f"{path}: line {number}: not usable JSON ({error})") from None
             if not isinstance(row, dict):
@@ -166,7 +167,7 @@ def _read_jsonl(path: Path) -> Iterator[dict[str, Any]]:
 
 def _read_parquet(path: Path, vectors: str | None = None) -> Iterator[dict[str, Any]]:
     for start, batch in _parquet_batches(path, BATCH_ROWS):
-        yield from arrow_rows(batch, f"{path}: rows {start} to {start + len(batch) - 1}", vectors)
+        yield from arrow_rows(batch, str(path), start, vectors)
 
 
 def _parquet_batches(path: Path, rows: int, *, size_bytes: int | None = None) -> Iterator[tuple[int, Any]]:

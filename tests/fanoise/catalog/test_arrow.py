@@ -1,11 +1,13 @@
 import datetime
 import decimal
+import zoneinfo
 
 import numpy as np
 import pyarrow as pa
 import pytest
 
 from fanoise.catalog.arrow import arrow_rows
+from fanoise.errors import CatalogError
 
 FLOATS = [19.99, -0.1, 0.0, -0.0, float("nan"), float("inf"), 3e4, 7.5]
 KINDS = {
@@ -31,7 +33,7 @@ LISTS = {
 
 def rows_of(column, vectors=None):
     batch = pa.record_batch({"n": pa.array(range(len(column))), "v": column, "w": column})
-    rows = [row for start in (0, 5) for row in arrow_rows(batch.slice(start, len(batch) - 7), "here", vectors)]
+    rows = [row for start in (0, 5) for row in arrow_rows(batch.slice(start, len(batch) - 7), "here", 1, vectors)]
     assert [list(row) for row in rows] == [["n", "v", "w"]] * len(rows)
     return rows
 
@@ -72,10 +74,10 @@ def test_number_rows_are_the_lists_to_the_last_bit(kind, lists):
 
 
 def test_number_rows_keep_their_type_and_no_more_of_the_batch_than_their_piece():
-    [row] = arrow_rows(pa.record_batch({"v": pa.array([[0.1] * 100], pa.list_(pa.float32()))}), "here", "v")
+    [row] = arrow_rows(pa.record_batch({"v": pa.array([[0.1] * 100], pa.list_(pa.float32()))}), "here", 1, "v")
     assert row["v"].dtype == np.float32 and row["v"].base.nbytes == 400
     column = pa.array([[1, 2]] * 1000)
-    rows = list(arrow_rows(pa.record_batch({"v": column}), "here", "v"))
+    rows = list(arrow_rows(pa.record_batch({"v": column}), "here", 1, "v"))
     assert rows[0]["v"].base.nbytes == 128 * 16
 
 
@@ -94,7 +96,7 @@ def test_small_floats_are_the_fractions_that_were_written_wherever_they_are(kind
         "long": pa.array([[price] * 65, [price] * 65], pa.list_(kind, 65)),
     }
     batch = pa.record_batch({name: pa.concat_arrays([column[:1], column]) for name, column in columns.items()})
-    first, second = arrow_rows(batch.slice(1), "here")
+    first, second = arrow_rows(batch.slice(1), "here", 1)
     assert first | {"long": None} == {
         "plain": price,
         "list": value,
@@ -116,7 +118,35 @@ def test_small_floats_are_the_fractions_that_were_written_wherever_they_are(kind
 def test_each_half_is_a_fraction_that_rounds_to_it():
     halves = np.arange(2**16, dtype=np.uint16).view(np.float16)
     batch = pa.record_batch({"v": pa.array(halves)})
-    found = np.array([row["v"] for row in arrow_rows(batch, "here")])
+    found = np.array([row["v"] for row in arrow_rows(batch, "here", 1)])
     finite = np.isfinite(halves)
     assert np.array_equal(found.astype(np.float16)[finite], halves[finite])
     assert np.array_equal(found[~finite], halves[~finite].astype(float), equal_nan=True)
+
+
+def test_times_past_the_end_of_a_zone_are_in_utc_and_others_in_theirs():
+    """9999-12-31T23:59:59Z stands for "no end" in many tables."""
+    end, start = 253_402_300_799_000_000, -62_135_596_800_000_000
+    day = 86_400_000_000
+    for zone, far in (("Europe/Berlin", end), ("America/New_York", start)):
+        kind = pa.timestamp("us", zone)
+        column = pa.array([far, None, 0, far - day * (1 if far > 0 else -1)], pa.int64()).cast(kind)
+        first, second, third, fourth = (row["t"] for row in arrow_rows(pa.record_batch({"t": column}), "here", 1))
+        assert (first.year, first.tzinfo) == (9999 if far > 0 else 1, zoneinfo.ZoneInfo("UTC")) and second is None
+        assert (
+            third == datetime.datetime(1970, 1, 1, tzinfo=datetime.UTC)
+            and str(third.tzinfo) == str(fourth.tzinfo) == zone
+        )
+
+
+def test_nanoseconds_are_cut_whether_or_not_pandas_is_there():
+    times = pa.record_batch({"t": pa.array([1_700_000_000_123_456_789, None], pa.timestamp("ns", "UTC"))})
+    first, second = (row["t"] for row in arrow_rows(times, "here", 1))
+    assert type(first) is datetime.datetime and first.microsecond == 123_456 and second is None
+
+
+def test_a_value_that_python_cannot_hold_is_named_by_row_and_column():
+    numbers = pa.array([0, 2**62], pa.int64())
+    batch = pa.record_batch({"a": pa.array([1, 2]), "t": numbers.cast(pa.timestamp("us"))})
+    with pytest.raises(CatalogError, match=r"^x\.parquet: row 8: the value of 't' cannot be read"):
+        list(arrow_rows(batch, "x.parquet", 7))

@@ -134,10 +134,18 @@ def test_a_struct_without_bytes_is_its_path_and_an_empty_one_nothing(shop):
         {"image": {"bytes": None, "path": "photos/in.png"}, "text": None},
         {"image": {"bytes": None, "path": None}, "text": "words"},
         {"image": {"bytes": None, "path": "/etc/x.png"}, "text": None},
+        {"image": {"bytes": b"", "path": "photos/in.png"}, "text": None},
+        {"image": {"bytes": b"", "path": ""}, "text": "words"},
     ]
     items, rejects = read(write(shop / "a.parquet", rows))
-    assert [item.image for item in items] == [shop / "photos/in.png", None]
+    assert [item.image for item in items] == [shop / "photos/in.png", None] * 2
     assert [name for _, name, _ in rejects] == ["/etc/x.png"]
+
+
+def test_empty_bytes_are_no_image(shop):
+    rows = [{"image": png(), "text": "a"}, {"image": b"", "text": "b"}, {"image": None, "text": "c"}]
+    items, rejects = read(write(shop / "a.parquet", rows))
+    assert [item.image is None for item in items] == [False, True, True] and not rejects
 
 
 @pytest.mark.parametrize(

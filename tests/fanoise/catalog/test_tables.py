@@ -74,6 +74,16 @@ def test_a_column_twice_is_refused(tmp_path):
         list(read_rows(tmp_path / "a.parquet"))
 
 
+def test_columns_without_a_name_at_the_end_are_those_of_a_spreadsheet(tmp_path):
+    path = raw(tmp_path / "a.csv", "id,text,,\na,x,,\nb,y\n")
+    assert [row for _, row in read_rows(path)] == [{"id": "a", "text": "x"}, {"id": "b", "text": "y"}]
+    for row in ("c,z,1,", "c,z,,,", "c"):
+        with pytest.raises(CatalogError, match=r"a\.csv: row 3: expected 2 columns \(id, text\)"):
+            list(read_rows(raw(tmp_path / "a.csv", f"id,text,,\na,x,,\nb,y\n{row}\n")))
+    with pytest.raises(CatalogError, match=r"row 1: expected 4 columns \(id, ' text', '', x\)"):
+        list(read_rows(raw(tmp_path / "a.csv", "id, text,,x\na\n")))
+
+
 @pytest.mark.parametrize(
     ("content", "line"),
     [('"text', 1), ('text\n"a', 2), ('text\n"a\nb"\n"c\nd\n', 4), ('text\na\n"b" c\nd\n', 3)],
@@ -104,7 +114,8 @@ def test_a_cell_or_line_that_never_ends_is_not_read_to_its_end(tmp_path, small_c
 @pytest.mark.parametrize(
     ("line", "reason"),
     [
-        ('{"text": "b"', "not JSON .*column"),
+        ('{"text": "b"', r"not JSON \(Expecting ',' delimiter at column 13\)"),
+        ('{"text": "b', r"not JSON \(Unterminated string starting at column 10\)"),
         ("[1]", "expected an object, got list"),
         ("null", "expected an object, got NoneType"),
         ("[" * 100_000, "not usable JSON"),
@@ -158,7 +169,7 @@ def test_a_truncated_or_empty_parquet_file_is_a_catalog_error(tmp_path):
 )
 def test_a_parquet_value_that_python_cannot_hold_is_named_by_its_rows(tmp_path, column):
     pq.write_table(pa.table({"text": pa.concat_arrays([column.slice(0, 0), column])}), tmp_path / "a.parquet")
-    with pytest.raises(CatalogError, match=r"a\.parquet: rows 1 to 1: a value cannot be read"):
+    with pytest.raises(CatalogError, match=r"a\.parquet: row 1: the value of .* cannot be read"):
         list(read_rows(tmp_path / "a.parquet"))
 
 
