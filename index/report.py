@@ -14,6 +14,7 @@ from fanoise.errors import printable
 from index.build import Built
 from index.encoding.assemble import DUPLICATE_OF
 from index.encoding.intake import Taken
+from index.encoding.plan import unfinished
 from index.encoding.rejects import Kind, Reject, images_hint, kinds_of
 from index.held_out import SAMPLED_ROWS
 from index.items import field_names
@@ -152,6 +153,14 @@ def describe_index(folder: Path, manifest: Manifest, device: str) -> str:
             f"{manifest.ann_overlap:.3f} of the exact ten nearest" + ", of sampled rows" * bool(manifest.tuning),
         ),
         ("size", ", ".join(f"{name} {_bytes(size)}" for name, size in index_sizes(folder, manifest).items())),
+        *[
+            (
+                "unfinished",
+                f"{one.catalog}, begun {one.since}, {_bytes(one.size_bytes)}: the same command goes on with it; "
+                f"to give it up, remove {one.folder}",
+            )
+            for one in unfinished(folder)
+        ],
         ("created", manifest.created),
         ("versions", ", ".join(f"{name} {number}" for name, number in manifest.versions.items())),
     ]

@@ -2,6 +2,7 @@
 
 import argparse
 import json
+from dataclasses import asdict
 from pathlib import Path
 
 from index.commands import Commands, Parser, add_command, add_device_option, add_index_option, add_permission_options
@@ -62,12 +63,15 @@ def add_export(commands: "Commands[Parser]") -> None:
 
 def _run_info(args: argparse.Namespace) -> int:
     from index.devices import describe_device
+    from index.encoding.plan import unfinished
     from index.manifest import Manifest
     from index.report import describe_index, index_sizes
 
     manifest = Manifest.read(args.index)
     device = describe_device(manifest.factory, manifest.dim)
-    found = {"live": manifest.live, "device": device, "sizes": index_sizes(args.index, manifest)}
+    begun = [asdict(one) | {"folder": str(one.folder)} for one in unfinished(args.index)]
+    sizes = index_sizes(args.index, manifest)
+    found = {"live": manifest.live, "device": device, "sizes": sizes, "unfinished": begun}
     content = manifest.to_dict() | found
     print(json.dumps(content, indent=2) if args.json else describe_index(args.index, manifest, device))
     if args.plot is not None:

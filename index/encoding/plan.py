@@ -17,6 +17,7 @@ from fanoise.catalog import catalog_root
 from fanoise.catalog.patterns import is_pattern, pattern_files
 from fanoise.errors import ArtifactError, InputError
 from fanoise.storage import staged_directory, write_atomic
+from index.checked import UNFIT
 from index.encoding.claims import Claims, locked_plans
 from index.encoding.shard import ShardOptions, images_are_as_they_were
 from index.manifest import ENCODING, ITEMS, REJECTS, VECTORS, Manifest
@@ -216,6 +217,28 @@ class PlanFolder:
                         shutil.rmtree(path, ignore_errors=True)
             except FileNotFoundError:
                 continue
+
+
+@dataclass(frozen=True, kw_only=True)
+class Unfinished:
+    """Finished shards of a build, an add or an update that has not come to its end."""
+
+    folder: Path
+    catalog: str
+    """Its file's or folder's name."""
+    since: str
+    """ISO 8601."""
+    size_bytes: int
+
+
+def unfinished(index: Path) -> Iterator[Unfinished]:
+    """What lies in the index folder of commands that were broken off, or are at work."""
+    for path in sorted((index / ENCODING).glob("*/")):
+        with suppress(OSError, *UNFIT):  # gone meanwhile, or a plan that was not written yet
+            plan = json.loads((path / _PLAN).read_bytes())
+            size_bytes = sum(file.stat().st_size for file in path.rglob("*") if file.is_file())
+            since = str(plan["started"]["since"])
+            yield Unfinished(folder=path, catalog=str(plan["catalog"][0]), since=since, size_bytes=size_bytes)
 
 
 def remove_finished(index: Path, current: Path | None) -> None:

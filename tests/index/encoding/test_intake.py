@@ -10,8 +10,9 @@ import pytest
 
 from fanoise.errors import InputError
 from index.build import build_index
-from index.encoding.plan import PlanFolder
+from index.encoding.plan import PlanFolder, unfinished
 from index.manifest import Manifest
+from index.report import describe_index
 from index.search import Index
 from index.update import add_items, compact_index, delete_items
 from index.verify import verify_index
@@ -113,11 +114,16 @@ def test_finished_shards_keep_their_pictures_and_no_others(split, folder, tmp_pa
     strange = folder / "thumbnails" / "ab" / f"{'ab' * 32}.jpg"
     strange.parent.mkdir(exist_ok=True)
     strange.write_bytes(b"of a row that was deleted")
+    manifest = Manifest.read(folder)
+    [begun] = unfinished(folder)
+    assert begun.catalog == "more.jsonl" and begun.size_bytes > 2000
+    assert f"unfinished   more.jsonl, begun {begun.since}" in describe_index(folder, manifest, "CPU")
     for _ in range(2):
         compact_index(folder)
     assert sorted((folder / "thumbnails").rglob("*.jpg")) == pictures
     add_items(split, more, folder, progress=False, **SIZES)
     assert verify_index(folder, embedder=split, reencode=70) == []
+    assert "unfinished" not in describe_index(folder, Manifest.read(folder), "CPU")
 
 
 def test_what_is_done_to_the_index_in_between_leaves_finished_shards_alone(split, folder, tmp_path, monkeypatch):
