@@ -64,8 +64,7 @@ class _Images:
 
     def open(self, digest: str) -> Image.Image | None:
         """The picture of which the index keeps the thumbnail `digest`, if it is still the same."""
-        rows = (row for row, known in enumerate(self._index.thumbnail_digests) if known == digest)
-        name = next((self._names[row].as_py() for row in rows if self._index.live[row]), None)
+        name = next((self._names[row].as_py() for row in self._index.rows_showing(digest)), None)
         if name is None:
             return None
         for root in self._roots:

@@ -49,8 +49,8 @@ def staged_directory(target: Path) -> Iterator[Path]:
     """Yield an empty sibling folder that becomes `target` on success and vanishes on error.
 
     An existing `target` is moved aside just before the rename and removed after it; the last rename is the commit.
-    Leftovers of attempts that were killed are removed first, those for other targets beside it as well, or put back
-    where only the old state is whole; those of another host, whose processes cannot be seen from here, after a day.
+    Leftovers of attempts that were killed are removed first, or put back where only the old state is whole; those of
+    another host, whose processes cannot be seen from here, and those for other targets beside it, after a day.
     """
     target = Path(target).resolve()  # through links, so that what a link points to is replaced and the link stays
     if target.is_file():
@@ -85,10 +85,8 @@ def _clean_up(target: Path, previous: Path) -> None:
         if match is None:
             continue
         process, is_here, is_ours = int(match[2]), match[3] == socket.gethostname(), match[1] == target.name
-        if is_here:  # this process may be staging other targets, but not this one as well
-            is_alive = _is_running(process) or (process == os.getpid() and not is_ours)
-        else:
-            is_alive = not is_ours or _is_recent(path)
+        # a container of the same name may be at work on other targets, under numbers that are not seen here
+        is_alive = _is_running(process) if is_here and is_ours else _is_recent(path)
         if not is_alive:
             shutil.rmtree(path, ignore_errors=True)
 

@@ -105,6 +105,8 @@ class Writer:
         sync_files(self.stage)  # thumbnails are on the disk: those of shards since these are finished
         self.stage.rename(manifest.generation_in(self.folder))
         sync_directory(self.folder)  # the generation must be on the disk before the manifest that names it
+        if self.manifest is None:
+            sync_directory(self.folder.parent)  # which a build has made a folder in
         manifest.write(self.folder)
         _clean_up(self.folder)
         return manifest

@@ -128,7 +128,7 @@ class Items:
 
     @cached_property
     def ids(self) -> list[str]:
-        """Made when first asked for: twice as large as `id_column`."""
+        """Made when first asked for, since it is several times as large as `id_column`."""
         return self.id_column.to_pylist()
 
     def close(self) -> None:

@@ -67,14 +67,17 @@ def _spelled_kinds(source: Path, first: pa.Schema) -> dict[str, pa.DataType]:
     )
     kinds = {name: there[name] for name, kind in here.items() if name in there and pa.types.is_string(kind)}
     kinds = {name: kind for name, kind in kinds.items() if not (pa.types.is_string(kind) or pa.types.is_null(kind))}
-    for piece in read_pieces(source, ["fields"]) if kinds else ():
-        members = piece["fields"].combine_chunks()
-        for name, kind in list(kinds.items()):
-            found = read_texts(members.field(name), kind)
-            if found is None:
-                del kinds[name]
-            else:  # of fractions or more digits, so that it is that of the pieces after it, too
-                kinds[name] = found.type
+    before = None
+    while kinds and kinds != before:  # again, for texts of the first pieces may not spell what a later one needs
+        before = dict(kinds)
+        for piece in read_pieces(source, ["fields"]):
+            members = piece["fields"].combine_chunks()
+            for name, kind in list(kinds.items()):
+                found = read_texts(members.field(name), kind)
+                if found is None:
+                    del kinds[name]
+                else:  # of fractions or more digits, so that it is that of the pieces after it, too
+                    kinds[name] = found.type
     return kinds
 
 

@@ -21,7 +21,6 @@ import json
 import os
 import platform
 from collections.abc import Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -255,19 +254,14 @@ class Manifest(Checked):
         self, folder: Path, *, checksums: bool = True, names: Iterable[str] = GENERATION_FILES
     ) -> Iterator[str]:
         """One line for each file that is missing, of another size or (`checksums`) of other content."""
-
-        def problem(name: str) -> str | None:
+        for name in names:
             path, record = self.generation_in(folder) / name, self.files[name]
             if not path.is_file():
-                return f"{path} is missing"
-            if path.stat().st_size != record.size_bytes:
-                return f"{path} has {path.stat().st_size} bytes instead of {record.size_bytes}"
-            if checksums and sha256_file(path) != record.sha256:
-                return f"{path} is damaged: its SHA-256 is not the one in {MANIFEST}"
-            return None
-
-        with ThreadPoolExecutor(len(GENERATION_FILES)) as threads:  # hashing gigabytes leaves the interpreter alone
-            yield from filter(None, threads.map(problem, names))
+                yield f"{path} is missing"
+            elif path.stat().st_size != record.size_bytes:
+                yield f"{path} has {path.stat().st_size} bytes instead of {record.size_bytes}"
+            elif checksums and sha256_file(path) != record.sha256:
+                yield f"{path} is damaged: its SHA-256 is not the one in {MANIFEST}"
 
     def check_embedder(self, folder: Path, embedder: "Embedder") -> None:
         """As the function of this name, for the index in `folder`."""

@@ -4,11 +4,12 @@ from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property
 from itertools import chain
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Self, TypeVar
+from typing import TYPE_CHECKING, Any, Self
 
 import faiss
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from fanoise.errors import ArtifactError
 from index.backends.base import checked_queries
@@ -27,8 +28,6 @@ from index.thumbnails import thumbnail_path
 
 if TYPE_CHECKING:
     from fanoise.embedder import Embedder
-
-T = TypeVar("T")
 
 _ROWS_AT_ONCE = 65536
 _KEPT_SHARE = 8
@@ -184,10 +183,16 @@ class Index:
         """Of all columns of items.parquet."""
         return self._items.schema
 
-    @property
-    def thumbnail_digests(self) -> list[str | None]:
-        """SHA-256 of each row's thumbnail, None for an item without an image."""
-        return self._items.thumbnail_column.to_pylist()
+    def thumbnail_digest(self, row: int) -> str | None:
+        """SHA-256 of the row's thumbnail; None for an item without an image."""
+        digest: str | None = self._items.thumbnail_column[row].as_py()
+        return digest
+
+    def rows_showing(self, digest: str) -> list[int]:
+        """Rows, of those that a search can return, whose thumbnail has this SHA-256."""
+        shows = pc.fill_null(pc.equal(self._items.thumbnail_column, digest), False)
+        rows: list[int] = np.flatnonzero(shows.to_numpy(zero_copy_only=False) & self.live).tolist()
+        return rows
 
     @cached_property
     def row_of(self) -> dict[str, int]:
@@ -293,7 +298,7 @@ class Index:
         return notes
 
     def thumbnail(self, row: int) -> Path | None:
-        sha256 = self._items.thumbnail_column[row].as_py()
+        sha256 = self.thumbnail_digest(row)
         return None if sha256 is None else thumbnail_path(self.folder, sha256)
 
     def groups(self, name: str) -> np.ndarray:

@@ -29,6 +29,8 @@ _NUMBER_OF_ANY_SCRIPT = r"^[\s\pZ\pC]*[+-]?[\p{Nd}.]+([eE][+-]?\p{Nd}+)?[\s\pZ\p
 """All that Python takes, but for words such as nan, and some that it does not."""
 _LONG_EXPONENT = re.compile(r"[eE][+-]?\d{4}")
 """No number, for it would have as many digits."""
+_LONGEST = 1000
+"""Nor a text of more characters: arithmetic with a million digits would hold up everybody."""
 _YEAR_OR_MONTH = re.compile(r"\d{4}(-\d{2})?")
 _EPOCH = datetime.datetime(1970, 1, 1, tzinfo=datetime.UTC)
 _WHOLE = r"^-?(0|[1-9]\d*)$"
@@ -46,7 +48,7 @@ def as_number(text: str, *, codes: bool = True) -> Decimal | None:
     Args:
         codes: whether a number may begin with a zero, as 007 does.
     """
-    if "_" in text or _LONG_EXPONENT.search(text) or (not codes and _CODE.match(text)):
+    if len(text) > _LONGEST or "_" in text or _LONG_EXPONENT.search(text) or (not codes and _CODE.match(text)):
         return None  # Python would take _
     try:
         number = Decimal(text)

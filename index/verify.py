@@ -141,7 +141,7 @@ def _thumbnail_faults(index: Index, progress: bool) -> Iterator[str]:
             continue
         if not file.is_file():
             yield f"{file} is missing"
-        elif sha256_file(file) != index.thumbnail_digests[row]:
+        elif sha256_file(file) != index.thumbnail_digest(row):
             yield f"{file} is damaged: its SHA-256 is not the one in items.parquet"
 
 

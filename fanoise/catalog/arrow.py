@@ -12,6 +12,8 @@ from fanoise.errors import CatalogError, one_line
 BATCH_ROWS = 128  # cells may hold whole images
 _SHORT_LIST = 64
 """Longer lists of floats are vectors, which nobody looks at and for which this would take four times as long."""
+_UNREADABLE = (ValueError, OverflowError, KeyError)
+"""Of text that is not UTF-8, a date after the year 9999, a zone that is not known here."""
 _DAY_US = 86_400_000_000
 _FIRST_US, _LAST_US = -719_161 * _DAY_US, 2_932_896 * _DAY_US
 """A day inside 0001-01-01 and 10000-01-01, in microseconds since 1970."""
@@ -34,7 +36,7 @@ def arrow_rows(batch: Any, file: str, first: int, vectors: str | None = None) ->
         part = batch.slice(start, BATCH_ROWS)
         try:
             rows = _rows(part, vectors)
-        except (ValueError, OverflowError) as error:  # text that is not UTF-8, a date after the year 9999
+        except _UNREADABLE as error:
             row, name = _first_unreadable(part)
             raise CatalogError(
                 f"{file}: row {first + start + row}: the value of {name!r} cannot be read ({one_line(error)})"
@@ -48,9 +50,9 @@ def _rows(batch: Any, vectors: str | None) -> list[dict[str, Any]]:
     found: dict[str, list[Any]] = {}
     for place, name in enumerate(batch.schema.names):
         column = batch.column(place)
-        short = _shortest(column)
+        short = column if name == vectors else _shortest(column)
         if name == vectors:
-            found[name] = _number_rows(short)
+            found[name] = _number_rows(column)
         elif _has_far_times(short):
             found[name] = _far_times(short)
         if name in found:
@@ -70,7 +72,7 @@ def _first_unreadable(batch: Any) -> tuple[int, str]:
         for name in batch.schema.names:
             try:
                 _rows(batch.slice(row, 1).select([name]), None)
-            except (ValueError, OverflowError):
+            except _UNREADABLE:
                 return row, name
     raise AssertionError("all of it can be read")
 
@@ -136,10 +138,10 @@ def _number_rows(column: Any) -> list[Any]:
 
     kind = column.type.value_type if _is_list(column.type) else None
     if kind is None or not (pa.types.is_integer(kind) or pa.types.is_floating(kind)):
-        return list(column.to_pylist())
+        return list(_shortest(column).to_pylist())
     flat, ends = _flattened(column)
     if flat.null_count:
-        return list(column.to_pylist())
+        return list(_shortest(column).to_pylist())
     numbers = flat.to_numpy().copy()  # a view would keep all of the batch, images too, for as long as one row is there
     rows = [numbers[start:end] for start, end in itertools.pairwise(ends.tolist())]
     is_valid = column.is_valid().to_pylist() if column.null_count else itertools.repeat(True)

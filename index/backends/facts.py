@@ -16,7 +16,7 @@ from index.backends.layout import Layout
 from index.checked import UNFIT, Checked, record_of
 from index.manifest import CatalogRef, EmbedderRef
 
-FORMAT_VERSION = 2
+FORMAT_VERSION = 3
 FACTS, ROWS, COMPLETE = "fanoise.facts", "fanoise.rows", "fanoise.complete"
 
 

@@ -65,7 +65,7 @@ def assemble(
             each is a near-duplicate of; or skip them, with a line in the ledger.
         never_skipped: ids of rows whose near-duplicates are reported even then.
         earlier: a folder of `write_earlier`, with rows that come before those of all shards.
-        max_rejects: the share of rows above which nothing is made of them.
+        max_rejects: the share of rows above which nothing is made of them, those that are skipped aside.
     Raises: CatalogError, with the reasons, if too much was rejected or there is nothing to index; that all is skipped,
         since earlier rows have it, is no fault.
     """
@@ -170,14 +170,14 @@ def _skipped(shard: Path, firsts: pa.Array, kept: np.ndarray) -> Iterator[Reject
 
 
 def _check_rejects(ledger: Path, count: int, rejected: int, most: float, *, skipped: int) -> None:
-    share = rejected / max(1, count + rejected)
-    if count + skipped and share <= most:
+    faults, rows = rejected - skipped, count + rejected
+    if count + skipped and faults / rows <= most:
         return
-    if not count + rejected:
+    if not rows:
         raise CatalogError("nothing to index: the catalogue has no rows")
     what = (
-        f"{rejected} of {count + rejected} rows were rejected, more than the share of {most:g} that is allowed"
-        if count
+        f"{faults} of {rows} rows were rejected, more than the share of {most:g} that is allowed"
+        if count + skipped
         else f"nothing to index: all {rejected} rows were rejected"
     )
     first = next(iter(read_rejects(ledger)))

@@ -161,7 +161,7 @@ def test_thumbnails_are_served_and_nothing_else_of_the_index(address: str, pair:
 
 
 def test_a_picture_opens_by_its_digest_and_nothing_else_does(address: str, pair: Pair) -> None:
-    digest = pair.baseline.index.thumbnail_digests[0]
+    digest = pair.baseline.index.thumbnail_digest(0)
     with urllib.request.urlopen(f"{address}/picture/{digest}", timeout=20) as response:
         assert response.headers["Content-Type"] == "image/jpeg"
         assert response.headers["X-Content-Type-Options"] == "nosniff"

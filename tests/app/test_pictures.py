@@ -35,7 +35,7 @@ def scans(tmp_path: Path) -> Path:
 
 
 def digest(service: Service, row: int = 0) -> str:
-    return service.searcher("scans", "baseline").index.thumbnail_digests[row] or ""
+    return service.searcher("scans", "baseline").index.thumbnail_digest(row) or ""
 
 
 def opened(jpeg: bytes | None) -> Image.Image:

@@ -59,7 +59,9 @@ def test_near_duplicates_are_treated_as_in_the_build(embedder, photos):
 def test_an_add_of_near_duplicates_alone_is_no_fault(embedder, photos):
     folder, more = photos
     (more("b", copy=1) / "broken.png").write_bytes(b"no picture")
-    change = add_items(embedder, folder.parent / "b", folder, progress=False)
+    with pytest.raises(CatalogError, match=r"^1 of 2 rows were rejected, more than the share of 0\.4 that is allowed"):
+        add_items(embedder, folder.parent / "b", folder, max_rejects=0.4, progress=False)
+    change = add_items(embedder, folder.parent / "b", folder, max_rejects=0.5, progress=False)
     assert (change.added, change.deleted, change.rejected, change.duplicates) == (0, 0, 2, 1)
     index = Index.open(folder)
     assert index.manifest == change.manifest and index.manifest.generation == 2

@@ -63,8 +63,9 @@ def test_number_rows_are_the_lists_to_the_last_bit(kind, lists):
             assert same(row["w"], expected["w"]) and row["n"] == expected["n"]
             taken += isinstance(row["v"], np.ndarray)
             if isinstance(row["v"], np.ndarray):
-                as_list = np.asarray(expected["v"], np.float64)
-                assert row["v"].astype(np.float64).tobytes() == as_list.tobytes()
+                as_list = np.asarray(expected["v"], np.float64)  # of small floats, the fractions that round to them
+                kind = row["v"].dtype if row["v"].dtype.kind == "f" else np.float64
+                assert row["v"].astype(kind).tobytes() == as_list.astype(kind).tobytes()
             else:
                 assert same(row["v"], expected["v"])
         is_number = pa.types.is_floating(number) or pa.types.is_integer(number)
@@ -143,6 +144,12 @@ def test_nanoseconds_are_cut_whether_or_not_pandas_is_there():
     times = pa.record_batch({"t": pa.array([1_700_000_000_123_456_789, None], pa.timestamp("ns", "UTC"))})
     first, second = (row["t"] for row in arrow_rows(times, "here", 1))
     assert type(first) is datetime.datetime and first.microsecond == 123_456 and second is None
+
+
+def test_a_zone_that_is_not_known_here_is_named_by_row_and_column():
+    column = pa.array([None, 5], pa.int64()).cast(pa.timestamp("us", "Mars/Olympus"))
+    with pytest.raises(CatalogError, match=r"^x: row 2: the value of 't' cannot be read"):
+        list(arrow_rows(pa.record_batch({"t": column}), "x", 1))
 
 
 def test_a_value_that_python_cannot_hold_is_named_by_row_and_column():
