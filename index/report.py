@@ -156,8 +156,8 @@ def describe_index(folder: Path, manifest: Manifest, device: str) -> str:
         *[
             (
                 "unfinished",
-                f"{one.catalog}, begun {one.since}, {_bytes(one.size_bytes)}: the same command goes on with it; "
-                f"to give it up, remove {one.folder}",
+                f"{one.catalog}, begun {one.since}, {_bytes(one.size_bytes)}: if that has ended, the same command goes "
+                f"on with it; to give it up, remove {one.folder}",
             )
             for one in unfinished(folder)
         ],

@@ -9,21 +9,20 @@ from pathlib import Path
 
 from fanoise.errors import ArtifactError, one_line
 from fanoise.values import printable_text
-from index.checked import UNFIT, Checked, record_of
+from index.checked import UNFIT
 
 _VARIABLE = re.compile(r"'[^']*'|\d[\d,.]*\d|\d")
 """What differs among reasons of one kind: names and figures."""
 
 
 @dataclass(frozen=True)
-class Reject(Checked):
+class Reject:
     id: str
     path: str | None
     """The image's, relative to the catalogue; None for a row without one."""
     reason: str
 
     def __post_init__(self) -> None:
-        super().__post_init__()
         object.__setattr__(self, "id", printable_text(self.id))
         object.__setattr__(self, "path", None if self.path is None else printable_text(self.path))
         object.__setattr__(self, "reason", printable_text(self.reason))
@@ -43,7 +42,8 @@ def read_rejects(path: Path) -> Iterable[Reject]:
     with path.open(encoding="utf-8") as file:  # str.splitlines would also split at U+2028, which JSON leaves alone
         try:
             for line in file:
-                yield record_of(Reject, json.loads(line))
+                row = json.loads(line)
+                yield Reject(row["id"], row["path"], row["reason"])
                 number += 1
         except UNFIT as error:
             raise ArtifactError(f"{path}: line {number + 1} is no reject ({one_line(error)})") from error

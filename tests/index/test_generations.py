@@ -166,7 +166,7 @@ def test_thumbnails_that_nothing_shows_are_swept_but_not_while_rows_are_encoded(
     here = Claims(plan)
     here.join()
     elsewhere = run_claimant(plan)
-    for end in (here.close, lambda: (elsewhere.kill(), elsewhere.wait())):
+    for end in (lambda: (elsewhere.kill(), elsewhere.wait()), here.close):
         for _ in range(2):  # the second one ends the first generation
             compact_index(built)
         assert strange.exists()

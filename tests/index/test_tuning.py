@@ -162,7 +162,7 @@ def test_a_type_without_parameters_that_misses_the_recall_is_said_by_every_comma
             factory,
             *rest,
         ],
-        ["add", "--index", str(index), "--catalog", str(new_catalog(2, name="a", images=0)), "--replace", *rest],
+        ["add", "--index", str(index), "--catalog", str(new_catalog(2, name="a")), "--replace", *rest],
         ["compact", "--index", str(index)],
         ["info", "--index", str(index)],
     ]
