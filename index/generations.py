@@ -27,7 +27,7 @@ import pyarrow.parquet as pq
 
 from fanoise.errors import ArtifactError, InputError
 from fanoise.storage import sync_directory, sync_files
-from index.encoding.claims import Claims, locked_plans
+from index.claims import Claims, locked_plans
 from index.faiss_file import read_header
 from index.items import are_distinct
 from index.manifest import (

@@ -21,6 +21,8 @@ from index.spelling import read_texts
 from index.where import unknown_field
 
 COLUMNS = ("row", "id", "text", "image", "thumbnail_sha256", "content_sha256")
+DUPLICATE_OF = "duplicate_of"
+"""Field with the id of the first near-duplicate, where these are reported."""
 SIGNATURE = "signature"
 """Column, where near-duplicates were looked for: bytes that a picture is found by, see `encoding.near_duplicates`."""
 _SHA256 = r"^[0-9a-f]{64}$"

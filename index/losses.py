@@ -10,11 +10,10 @@ import pyarrow as pa
 from fanoise.catalog import Item
 from fanoise.errors import InputError
 from fanoise.values import printable_text
-from index.encoding.assemble import DUPLICATE_OF
 from index.encoding.rejects import Reject
 from index.encoding.shard import ITEM
 from index.filters import Field
-from index.items import Items
+from index.items import DUPLICATE_OF, Items
 
 _SAID_BY_ID = (ITEM, "document", "page")
 """Fields that read_catalog makes of images of a row and of documents; the id is made of the same."""

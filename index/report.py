@@ -12,12 +12,11 @@ import pyarrow.parquet as pq
 
 from fanoise.errors import printable
 from index.build import Built
-from index.encoding.assemble import DUPLICATE_OF
 from index.encoding.intake import Taken
 from index.encoding.plan import unfinished
 from index.encoding.rejects import Kind, Reject, images_hint, kinds_of
 from index.held_out import SAMPLED_ROWS
-from index.items import field_names
+from index.items import DUPLICATE_OF, field_names
 from index.manifest import ITEMS, REBUILD, REJECTS, THUMBNAILS, Manifest
 from index.search import Answer
 from index.update import Change

@@ -65,7 +65,8 @@ def are_numbers(texts: Iterable[str]) -> bool:
 def spelled_numbers(texts: pa.Array) -> np.ndarray:
     """float64 [N]: the number that each text spells, as `as_number` reads it; NaN where it spells none."""
     trimmed = pc.utf8_trim_whitespace(texts)
-    is_plain = pc.match_substring_regex(trimmed, _NUMBER)
+    is_short = pc.less_equal(pc.utf8_length(texts), _LONGEST)
+    is_plain = pc.and_(pc.match_substring_regex(trimmed, _NUMBER), is_short)
     numbers = pc.if_else(is_plain, trimmed, None).cast(pa.float64()).to_numpy(zero_copy_only=False)
     numbers = np.where(np.isfinite(numbers), numbers, np.nan)  # a copy, which can be written to
     odd = pc.and_not(pc.match_substring_regex(texts, _NUMBER_OF_ANY_SCRIPT), is_plain)

@@ -5,7 +5,7 @@ number goes into deleted.npy, and no search returns it. `compact` makes an index
 """
 
 import shutil
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
 from functools import partial
@@ -15,12 +15,12 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from fanoise.errors import ArtifactError, CatalogError, InputError
+from fanoise.errors import CatalogError, InputError
 from fanoise.values import printable_text
 from index.ann import Queries, tune_and_measure, write_ann
+from index.current import Current
 from index.encoding.cut import referenced_images
 from index.encoding.earlier import write_earlier
 from index.encoding.intake import Intake, Taken, check_apart
@@ -31,22 +31,20 @@ from index.factory import add_rows, check_factory
 from index.faiss_file import write_index
 from index.generations import Writer, writing
 from index.held_out import measure_overlap, text_queries
-from index.identity import Existing, Names, name_columns, names_of_row, names_of_rows, odd_rows, refusal
+from index.identity import Existing, Names, names_of_row, names_of_rows, odd_rows, refusal
 from index.items import SIGNATURE, Items
 from index.join import join_items
 from index.losses import Given, check_losses
 from index.manifest import (
     DELETED,
     FAISS_INDEX,
-    GENERATION_FILES,
     ITEMS,
     REBUILD,
     REJECTS,
     VECTORS,
     Manifest,
 )
-from index.parts import open_ann, open_deleted, open_items, open_vectors
-from index.selection import live_filter
+from index.parts import open_ann
 from index.store import VectorStore, VectorWriter, write_deleted
 from index.tuning import RECALL
 
@@ -106,11 +104,11 @@ def add_items(
         intake = Intake(
             embedder=embedder, catalog=catalog, out=writer.folder, **(_as_built(writer, catalog, given) | given)
         )
-        with closing(_Current(writer)) as current:
+        with closing(Current(writer)) as current:
             return _add(writer, intake, existing, current, drop_columns=drop_columns)
 
 
-def _add(writer: Writer, intake: Intake, existing: Existing, current: "_Current", *, drop_columns: bool) -> Change:
+def _add(writer: Writer, intake: Intake, existing: Existing, current: Current, *, drop_columns: bool) -> Change:
     remove_finished(writer.folder, current.folder)
     with intake.planned() as (plan, claims):
         given = Given()
@@ -147,7 +145,7 @@ def _commit_rows(
     writer: Writer,
     intake: Intake,
     existing: Existing,
-    current: "_Current",
+    current: Current,
     new: Path,
     plan: PlanFolder,
     taken: Mapping[str, Any],
@@ -192,7 +190,7 @@ def _as_built(writer: Writer, catalog: Path, given: Mapping[str, Any]) -> dict[s
     return fields
 
 
-def _check_names(intake: Intake, existing: Existing, current: "_Current", given: Given) -> list[Names]:
+def _check_names(intake: Intake, existing: Existing, current: Current, given: Given) -> list[Names]:
     """Id and group of all rows, shown to `given`. Read once before encoding: what cannot go in is found in seconds."""
     catalog = current.manifest.catalog
     as_built = {"text": catalog.text, "vectors": catalog.options.get("vectors")}
@@ -217,7 +215,7 @@ def _check_names(intake: Intake, existing: Existing, current: "_Current", given:
     return asked
 
 
-def _write_earlier(writer: Writer, intake: Intake, current: "_Current", asked: Sequence[Names]) -> Path | None:
+def _write_earlier(writer: Writer, intake: Intake, current: Current, asked: Sequence[Names]) -> Path | None:
     """A folder of the live rows that none of the asked ones replaces, if near-duplicates are looked for."""
     if intake.near_duplicates == "off":
         return None
@@ -248,7 +246,7 @@ def delete_items(
     ids = {printable_text(id) for id in ids}  # as the index spells them
     with (
         writing(Path(folder), "delete", create=False) as writer,
-        closing(_Current(writer, names=(ITEMS, DELETED))) as current,
+        closing(Current(writer, names=(ITEMS, DELETED))) as current,
     ):
         named = current.rows_named(ids)
         missing = ids - current.known(ids)
@@ -279,7 +277,7 @@ def compact_index(folder: str | Path, *, factory: str | None = None) -> Change:
         factory: another FAISS factory string, or `auto`; default that of the index.
     Raises: InputError for a factory that does not suit the rows.
     """
-    with writing(Path(folder), "compact", create=False) as writer, closing(_Current(writer)) as current:
+    with writing(Path(folder), "compact", create=False) as writer, closing(Current(writer)) as current:
         old = current.manifest
         if factory is not None:
             check_factory(factory, old.dim)
@@ -298,60 +296,6 @@ def compact_index(folder: str | Path, *, factory: str | None = None) -> Change:
         return Change(manifest=writer.commit(**ann), deleted=old.deleted)
 
 
-class _Current:
-    """The generation that is being changed, its files compared with their checksums before they are copied."""
-
-    def __init__(self, writer: Writer, names: Collection[str] = GENERATION_FILES) -> None:
-        assert writer.manifest is not None and writer.current is not None
-        self.manifest, self.folder = writer.manifest, writer.current
-        for problem in chain(
-            self.manifest.file_problems(writer.folder, checksums=False),
-            self.manifest.file_problems(writer.folder, names=names),
-        ):
-            raise ArtifactError(f"{problem}; restore it or rebuild the index with {REBUILD}")
-        self.deleted = open_deleted(self.folder, self.manifest)
-        self.items = open_items(self.folder, self.manifest, self.deleted)
-        self.live = np.ones(self.manifest.count, dtype=bool)
-        self.live[self.deleted] = False
-
-    def close(self) -> None:
-        self.items.close()
-
-    @property
-    def vectors(self) -> VectorStore:
-        return open_vectors(self.folder, self.manifest, in_passing=True)
-
-    def matching(self, where: Mapping[str, Any]) -> np.ndarray:
-        """bool [N] of what a search finds. Raises InputError, as a search does."""
-        return live_filter(self.items, self.live).mask(where)
-
-    def rows_named(self, names: Collection[str]) -> np.ndarray:
-        """Live rows whose id, or whose group's value, is one of these."""
-        wanted = pa.array(list(names), pa.string())
-        mask = np.zeros(self.manifest.count, dtype=bool)
-        for column in name_columns(self.items, self.manifest.group_by):
-            mask |= pc.is_in(column, value_set=wanted).to_numpy(zero_copy_only=False)
-        return np.flatnonzero(mask & self.live)
-
-    def known(self, names: Collection[str]) -> set[str]:
-        """Those of these names that are the id, or the group's value, of a live row."""
-        asked, live = pa.array(list(names), pa.string()), pa.array(self.live)
-        found: set[str] = set()
-        for column in name_columns(self.items, self.manifest.group_by):
-            found.update(asked.filter(pc.is_in(asked, value_set=column.filter(live))).to_pylist())
-        return found
-
-    def groups(self, rows: Iterable[Names]) -> dict[str, str]:
-        """Of the ids of those rows that have no group: the group that the live row of this id has, if it has one."""
-        ids, *groups = name_columns(self.items, self.manifest.group_by)
-        alone = pa.array([id for id, group in rows if id == group], pa.string())
-        if not groups or not len(alone):
-            return {}
-        inside = pc.fill_null(pc.not_equal(ids, groups[0]), False)
-        mask = pc.and_(pc.and_(pc.is_in(ids, value_set=alone), inside), pa.array(self.live))
-        return dict(zip(ids.filter(mask).to_pylist(), groups[0].filter(mask).to_pylist(), strict=True))
-
-
 def _narrowed(before: pa.Schema, after: pa.Schema) -> list[str]:
     """What is to be said of fields that have become text, so that filters on them may mean something else."""
     old = before.field("fields").type if "fields" in before.names else []
@@ -364,7 +308,7 @@ def _narrowed(before: pa.Schema, after: pa.Schema) -> list[str]:
     ]
 
 
-def _join(writer: Writer, current: _Current, new: Path, replaced: np.ndarray, queries: Queries) -> dict[str, Any]:
+def _join(writer: Writer, current: Current, new: Path, replaced: np.ndarray, queries: Queries) -> dict[str, Any]:
     """Write the files of both, one after the other, into the stage; returns what the manifest says of index.faiss."""
     stage, old = writer.stage, current.manifest
     new_vectors = VectorStore.open(new / VECTORS, in_passing=True)

@@ -23,8 +23,8 @@ def arrow_rows(batch: Any, file: str, first: int, vectors: str | None = None) ->
     """The rows of an Arrow record batch, few at a time.
 
     A float16 or float32 becomes the shortest fraction that rounds to it: 19.99, as it was written, not
-    19.989999771118164. So do those in lists that are short, and in structs. Times are cut to microseconds, which is
-    what Python's have.
+    19.989999771118164. So do those in lists that are short, and in structs. Times of a column are cut to microseconds,
+    which is what Python's have.
 
     Args:
         file, first: where the rows are from, and the number of the first one, for errors.
@@ -138,10 +138,10 @@ def _number_rows(column: Any) -> list[Any]:
 
     kind = column.type.value_type if _is_list(column.type) else None
     if kind is None or not (pa.types.is_integer(kind) or pa.types.is_floating(kind)):
-        return list(_shortest(column).to_pylist())
+        return list(column.to_pylist())
     flat, ends = _flattened(column)
     if flat.null_count:
-        return list(_shortest(column).to_pylist())
+        return list(column.to_pylist())
     numbers = flat.to_numpy().copy()  # a view would keep all of the batch, images too, for as long as one row is there
     rows = [numbers[start:end] for start, end in itertools.pairwise(ends.tolist())]
     is_valid = column.is_valid().to_pylist() if column.null_count else itertools.repeat(True)

@@ -18,7 +18,7 @@ from fanoise.errors import CatalogError, ImageError
 from fanoise.images import open_image
 from index.encoding.near_duplicates import SIGNATURE_BYTES, first_of_each, is_same_picture
 from index.encoding.rejects import Reject, images_hint, kinds_of, read_rejects, write_rejects
-from index.items import SIGNATURE
+from index.items import DUPLICATE_OF, SIGNATURE
 from index.join import join_items
 from index.manifest import ITEMS, REJECTS, VECTORS
 from index.parquet import read_parquet
@@ -26,9 +26,7 @@ from index.store import Precision, VectorStore, VectorWriter
 from index.thumbnails import thumbnail_path
 
 NearDuplicates = Literal["report", "skip"]
-DUPLICATE_OF = "duplicate_of"
-"""Field with the id of the first near-duplicate, where these are reported."""
-
+_SKIPPED = "near-duplicate of "
 _OPENED = 256
 _SECONDS_IN_SILENCE = 2.0
 _SHOWN_REASONS = 5
@@ -166,7 +164,7 @@ def _skipped(shard: Path, firsts: pa.Array, kept: np.ndarray) -> Iterator[Reject
     table = read_parquet(shard / ITEMS, columns=["id", "image"])
     for row, first, is_kept in zip(table.to_pylist(), firsts.to_pylist(), kept, strict=True):
         if not is_kept:
-            yield Reject(row["id"], row["image"], f"near-duplicate of {first!r}")
+            yield Reject(row["id"], row["image"], f"{_SKIPPED}{first!r}")
 
 
 def _check_rejects(ledger: Path, count: int, rejected: int, most: float, *, skipped: int) -> None:
@@ -180,8 +178,8 @@ def _check_rejects(ledger: Path, count: int, rejected: int, most: float, *, skip
         if count + skipped
         else f"nothing to index: all {rejected} rows were rejected"
     )
-    first = next(iter(read_rejects(ledger)))
-    kinds = kinds_of(ledger)
+    first = next(reject for reject in read_rejects(ledger) if not reject.reason.startswith(_SKIPPED))
+    kinds = [kind for kind in kinds_of(ledger) if not kind.reason.startswith(_SKIPPED)]
     reasons = [f"{kind.count}× {kind.reason}" for kind in kinds[:_SHOWN_REASONS]]
     reasons += filter(None, [images_hint(kinds, count)])
     raise CatalogError(f"{what}, the first being {first}; by reason: {'; '.join(reasons)}")

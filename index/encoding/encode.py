@@ -1,10 +1,11 @@
 """Shards through the model: what is known is copied, the rest is prepared in worker processes and encoded here."""
 
+import math
 import os
 import sys
 import time
 from collections import deque
-from collections.abc import Callable, Generator, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
@@ -16,7 +17,7 @@ from typing import TYPE_CHECKING, Self, TypeVar
 import numpy as np
 import torch
 
-from fanoise.catalog import Item
+from fanoise.catalog import Item, RemoteImage
 from fanoise.errors import InputError, one_line
 from index.encoding.content import ContentKeys
 from index.encoding.cut import Shard
@@ -24,7 +25,7 @@ from index.encoding.known import KnownRows
 from index.encoding.lookup import Looked, Lookup
 from index.encoding.prepare import Batch, Facts, Prepared, Preparer, died
 from index.encoding.shard import EncodedShard, ShardOptions
-from index.encoding.workers import Workers, cores_of_this_process, default_workers
+from index.encoding.workers import SECONDS, Workers, cores_of_this_process, default_workers
 
 if TYPE_CHECKING:
     from fanoise.embedder import Embedder
@@ -85,7 +86,7 @@ class Encoder:
         with ExitStack() as stack:
             # processes before threads, whose locks a fork would copy
             self._workers = stack.enter_context(
-                Workers[tuple[int, Item], Prepared](self._prepare, self._number, died=died)
+                Workers[tuple[int, Item], Prepared](self._prepare, self._number, died=died, seconds=_seconds)
             )
             self._threads = stack.enter_context(ThreadPoolExecutor(max(1, self._number)))
             stack.enter_context(_in_eval_mode(self._embedder))
@@ -187,6 +188,11 @@ class Encoder:
         for positions in (prepared.positions[:half], prepared.positions[half:]):
             for part in self._workers.submit([(position, rows[position]) for position in positions]).result():
                 self._add(shard, part, rows)
+
+
+def _seconds(rows: Sequence[tuple[int, Item]]) -> int:
+    """How long these rows may take to prepare: URLs are fetched one after the other, each in its own time."""
+    return SECONDS + math.ceil(sum(item.image.timeout_s for _, item in rows if isinstance(item.image, RemoteImage)))
 
 
 @torch.inference_mode()

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any, Literal
 from fanoise.catalog import Item, catalog_root
 from fanoise.catalog.patterns import is_pattern, pattern_root
 from fanoise.errors import CatalogError, InputError
+from index.claims import Claims
 from index.encoding.assemble import Assembled, assemble
-from index.encoding.claims import Claims
 from index.encoding.cut import SHARD_ROWS, catalog_rows, cut
 from index.encoding.encode import Encoder, settle_workers
 from index.encoding.known import KnownRows
@@ -161,10 +161,14 @@ class Intake:
         folder = PlanFolder(self.out, plan, catalog_root(self.catalog))
         with ExitStack() as stack:
             # of generations that are gone, and of rows in no finished shard; once others need not wait for our claims
-            stack.callback(sweep_thumbnails, self.out)
+            stack.push(self._sweep)
             claims = stack.enter_context(folder.open(fresh=fresh))
             stack.callback(folder.remove_if_empty, claims)
             yield folder, claims
+
+    def _sweep(self, kind: type[BaseException] | None, *_: object) -> None:
+        if kind is None or not issubclass(kind, KeyboardInterrupt):  # which is not to wait; the next command sweeps
+            sweep_thumbnails(self.out)
 
     def encode(
         self, folder: PlanFolder, claims: Claims, *, known: Sequence[Path] | None = (), total: int | None = None

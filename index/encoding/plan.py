@@ -7,7 +7,7 @@ import shutil
 import socket
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import AbstractContextManager, suppress
+from contextlib import AbstractContextManager, ExitStack, suppress
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -18,7 +18,7 @@ from fanoise.catalog.patterns import is_pattern, pattern_files
 from fanoise.errors import ArtifactError, InputError
 from fanoise.storage import staged_directory, write_atomic
 from index.checked import UNFIT
-from index.encoding.claims import Claims, locked_plans
+from index.claims import Claims, locked_plans
 from index.encoding.shard import ShardOptions, images_are_as_they_were
 from index.manifest import ENCODING, ITEMS, REJECTS, VECTORS, Manifest
 from index.store import VectorStore
@@ -117,19 +117,22 @@ class PlanFolder:
             with locked_plans(self.path.parent):  # of two plans that begin at once, the second one sees the first
                 self._remove_others(all_of_them=fresh)
                 self.path.mkdir(exist_ok=True)
-                claims = Claims(self.path)
-                if claims.alone():
-                    if _remove_committed(self.index, _current(self.index)):
-                        claims.close()
-                        continue
-                    self._reconsider(fresh=fresh)
-                claims.join()
-                break
-        if not (self.path / _PLAN).exists():
-            started = {"pid": os.getpid(), "host": socket.gethostname(), "since": datetime.now(UTC).isoformat()}
-            facts = json.dumps({**asdict(self.plan), "started": started}, indent=2, default=str)
-            write_atomic(self.path / _PLAN, facts + "\n")
-        return claims
+                with ExitStack() as stack:  # else others would wait for claims of a process that does not use them
+                    claims = stack.enter_context(Claims(self.path))
+                    if claims.alone():
+                        if _remove_committed(self.index, _current(self.index)):
+                            continue
+                        self._reconsider(fresh=fresh)
+                    claims.join()
+                    if not (self.path / _PLAN).exists():
+                        self._note_start()
+                    stack.pop_all()
+                    return claims
+
+    def _note_start(self) -> None:
+        started = {"pid": os.getpid(), "host": socket.gethostname(), "since": datetime.now(UTC).isoformat()}
+        facts = json.dumps({**asdict(self.plan), "started": started}, indent=2, default=str)
+        write_atomic(self.path / _PLAN, facts + "\n")
 
     def shard(self, number: int) -> Path:
         return self.path / f"{_SHARD}{number:05d}"

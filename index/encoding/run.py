@@ -3,18 +3,20 @@
 import json
 from collections import Counter
 from collections.abc import Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import asdict, dataclass
 from pathlib import Path, PurePath
 
 from fanoise.catalog import Item
 from fanoise.errors import CatalogError
-from index.encoding.claims import Claims
+from index.claims import Claims
 from index.encoding.cut import Shard, cut
 from index.encoding.encode import Encoder
 from index.encoding.plan import PlanFolder
 from index.encoding.progress import Progress
 from index.encoding.rejects import Reject
+from index.encoding.shard import EncodedShard
 from index.thumbnails import sync_thumbnails
 
 _COUNTS = "counts.json"
@@ -62,19 +64,28 @@ class ShardRun:
     def encode(self, encoder: Encoder, rows: Iterable[Item | Reject]) -> None:
         """Encode all shards that are neither done nor claimed by another process."""
         self._cut = {}
-        with closing(encoder.encode(self._unclaimed(rows), advance=self._progress.done)) as shards:
+        encoded = encoder.encode(self._unclaimed(rows), advance=self._progress.done)
+        with ThreadPoolExecutor(1) as thread, closing(encoded) as shards:
+            committed: Future[None] | None = None
             for shard in shards:
-                with self._folder.committing(shard.number) as stage:
-                    shard.write(stage)
-                    counts = Counts(encoded=shard.encoded, reused=shard.reused, is_grouped=shard.is_grouped)
-                    (stage / _COUNTS).write_text(json.dumps(asdict(counts)))
-                    (stage / _ROWS).write_text(shard.digest)
-                    sync_thumbnails(self._folder.index, shard.new_thumbnails)  # a finished shard is not looked at again
-                self.encoded_here += shard.encoded
-                self._claims.release(shard.number)
+                if committed is not None:
+                    committed.result()
+                committed = thread.submit(self._commit, shard)  # the model need not wait for the disk
+            if committed is not None:
+                committed.result()
         self.seconds += encoder.seconds
         self.model_seconds += encoder.model_seconds
         self.deaths += encoder.deaths
+
+    def _commit(self, shard: EncodedShard) -> None:
+        with self._folder.committing(shard.number) as stage:
+            shard.write(stage)
+            counts = Counts(encoded=shard.encoded, reused=shard.reused, is_grouped=shard.is_grouped)
+            (stage / _COUNTS).write_text(json.dumps(asdict(counts)))
+            (stage / _ROWS).write_text(shard.digest)
+            sync_thumbnails(self._folder.index, shard.new_thumbnails)  # a finished shard is not looked at again
+        self.encoded_here += shard.encoded
+        self._claims.release(shard.number)
 
     def pass_over(self, name: str) -> None:
         self.passed_over[PurePath(name).suffix.lower()] += 1

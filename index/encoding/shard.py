@@ -22,6 +22,8 @@ from index.store import Precision, VectorWriter, truncated
 
 ITEM = "item"
 """Field that read_catalog gives the images of one row, by which hits are grouped."""
+_SOON = 3
+"""Batches that come before longer ones."""
 FILES = "files.json"
 """Of a shard's items whose image is a file by itself: where it is, its size, and its time in ns before it was read."""
 _NO_NUMBERS = frozenset({bool, bytes, str, type(None)})
@@ -141,14 +143,18 @@ class EncodedShard:
         }
 
     def plan(self, looked: Iterable[tuple[int, Looked, Facts | None]], batch_size: int) -> list[list[int]]:
-        """Take what is known, with its facts, and put the rest into batches."""
+        """Take what is known, with its facts, and put the rest into batches.
+
+        A few of the shortest come first: they are soon prepared, and the longest are while these are in the model.
+        """
         lengths, pixels = {}, {}
         for position, look, facts in looked:
             if look.known is None or facts is None:
                 lengths[position], pixels[position] = look.length, look.pixels
             else:
                 self._known[position], self._facts[position] = look.known, facts
-        return batches(lengths, batch_size, pixels)
+        longest_first = batches(lengths, batch_size, pixels)
+        return [*longest_first[-_SOON:], *longest_first[:-_SOON]]
 
     def add(self, prepared: Prepared, vectors: np.ndarray | None) -> None:
         """Take what came of a batch, with an embedding for each of its positions [n, E]; without, they were given."""

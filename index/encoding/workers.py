@@ -27,9 +27,9 @@ Result = TypeVar("Result")
 _forking = threading.Lock()
 _FORK = multiprocessing.get_context("fork")
 _SECONDS_TO_DIE = 10.0
-_SECONDS = 120
-"""After which a row is taken for endless: six times what a URL is given, far more than any sound page or picture. A
-task has no more, since one that takes so long, of slow URLs perhaps, is done row by row anyway."""
+SECONDS = 120
+"""After which a row is taken for endless: far more than any sound page or picture takes. A task has no more, unless
+rows say that they wait for others: one that takes so long is done row by row anyway."""
 
 
 def default_workers(cores: int, processes: int = 1) -> int:
@@ -46,14 +46,22 @@ class Workers(Generic[Row, Result]):
 
     Where a process dies (killed for its memory, a fault in a decoder), another takes its place and does the rows of its
     task one by one; for a row that kills that one as well, the result is what `died(row, how)` says, where `how` goes
-    on a sentence about its preparation: "ended the process (signal SIGKILL)". One that does not answer in `_SECONDS` is
+    on a sentence about its preparation: "ended the process (signal SIGKILL)". One that does not answer in time is
     killed: "took more than 120 s".
+
+    Args:
+        seconds: how long a task of these rows may take.
     """
 
     def __init__(
-        self, work: Callable[[Sequence[Row]], Result], number: int, *, died: Callable[[Row, str], Result]
+        self,
+        work: Callable[[Sequence[Row]], Result],
+        number: int,
+        *,
+        died: Callable[[Row, str], Result],
+        seconds: Callable[[Sequence[Row]], int] = lambda rows: SECONDS,
     ) -> None:
-        self._work, self._died = work, died
+        self._work, self._died, self._seconds = work, died, seconds
         self._closed = False
         self._deaths = 0
         # forked here, before there are threads: a fork in between would copy the locks they hold
@@ -94,13 +102,13 @@ class Workers(Generic[Row, Result]):
         process = self._idle.get()
         try:
             try:
-                return [process.do(rows)]
+                return [process.do(rows, self._seconds(rows))]
             except _Dead:
                 process = self._replaced(process)
             results = []
             for row in rows:
                 try:
-                    results.append(process.do([row]))
+                    results.append(process.do([row], self._seconds([row])))
                 except _Dead as death:
                     process = self._replaced(process)
                     results.append(self._died(row, str(death)))
@@ -152,13 +160,13 @@ class _Process:
         assert self._process.pid is not None
         return self._process.pid
 
-    def do(self, rows: Sequence[Any]) -> Any:
+    def do(self, rows: Sequence[Any], seconds: int) -> Any:
         try:
             self._connection.send(rows)
-            if not _answers(self._connection, _SECONDS):
+            if not _answers(self._connection, seconds):
                 self.end()
                 self._connection.close()
-                raise _Dead(f"took more than {_SECONDS} s")
+                raise _Dead(f"took more than {seconds} s")
             answer = self._connection.recv()
         except (EOFError, OSError) as error:
             with _forking:  # whose start looks after children as well: of two that wait for one, one learns nothing

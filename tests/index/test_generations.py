@@ -18,7 +18,7 @@ import pytest
 import index.generations
 from fanoise.errors import ArtifactError, InputError
 from index.build import build_index
-from index.encoding.claims import Claims, locked_plans
+from index.claims import Claims, locked_plans
 from index.generations import read_current, writing
 from index.manifest import GENERATION_FILES, Manifest
 from index.search import Index
@@ -187,7 +187,7 @@ def run_claimant(plan):
     """A process that works on the shards of a plan until it is killed."""
     code = (
         "import sys, time, pathlib\n"
-        "from index.encoding.claims import Claims\n"
+        "from index.claims import Claims\n"
         "Claims(pathlib.Path(sys.argv[1])).join()\n"
         "print('joined', flush=True)\n"
         "time.sleep(600)"

@@ -40,6 +40,7 @@ FORMS = {
     "9" * 400: (None, None, None, None),
     "-" + "9" * 5000: (None, None, None, None),
     "1e400": (None, None, None, None),
+    "0." + "1" * 1200: (None, None, None, None),
     "1e9999999999999999999999": (None, None, None, None),
     "0e-9999": (None, None, None, None),
     **dict.fromkeys(["", ".", "cheap", "1,5", "nan", "inf", "-Infinity", "sNaN", "1_000"], (None, None, None, None)),

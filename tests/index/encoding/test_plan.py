@@ -12,6 +12,7 @@ import pytest
 
 from fanoise.catalog import Item
 from fanoise.errors import InputError
+from index.claims import Claims
 from index.encoding.plan import Plan, PlanFolder, catalog_state, remove_finished
 from index.encoding.progress import Progress
 from index.encoding.run import ShardRun
@@ -160,7 +161,7 @@ def test_another_plan_keeps_what_is_of_use_and_removes_the_rest(tmp_path):
 HOLDER = """
 import sys
 from pathlib import Path
-from index.encoding.claims import Claims
+from index.claims import Claims
 claims = Claims(Path(sys.argv[1]))
 claims.join()
 print("joined", flush=True)
@@ -213,10 +214,23 @@ def test_another_plan_that_others_work_on_is_left_alone(tmp_path, at_work):
     assert not folder.path.exists()
 
 
+@pytest.mark.parametrize("step", ["_reconsider", "_note_start"])
+def test_who_is_interrupted_while_beginning_holds_nothing(tmp_path, monkeypatch, step):
+    def stop(*args, **options):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(PlanFolder, step, stop)
+        opened(tmp_path)
+    folder = PlanFolder(tmp_path, PLAN)
+    assert Claims.are_free(folder.path)
+    folder.open(fresh=False).close()
+
+
 BEGINNER = """
 import sys
 from pathlib import Path
-from index.encoding.claims import Claims, locked_plans
+from index.claims import Claims, locked_plans
 folder = Path(sys.argv[1])
 with locked_plans(folder):
     print("begins", flush=True)

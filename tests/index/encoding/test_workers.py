@@ -138,15 +138,15 @@ def test_an_endless_row_is_the_only_one_lost(monkeypatch):
         return stuck not in ready or not os.read(stuck, 1)
 
     monkeypatch.setattr(index.encoding.workers, "_answers", answers)
-    with Workers(work, 1, died=died) as workers:
+    with Workers(work, 1, died=died, seconds=lambda rows: 100 + 20 * len(rows)) as workers:
         [first] = workers.pids
         assert workers.submit([12, 13, 14]).result() == [[144], ["13 took more than 120 s"], [196]]
-        assert limits == [120] * 4
+        assert limits == [160, 120, 120, 120]
         assert workers.deaths == 2
         with pytest.raises(ProcessLookupError):
             os.kill(first, 0)
         assert workers.submit(list(range(20, 30))).result() == [squares(range(20, 30))]
-        assert limits == [120] * 5
+        assert limits[-1] == 300
     os.close(stuck)
     os.close(tell)
 

@@ -5,13 +5,13 @@ from pathlib import Path
 
 import pytest
 
-from index.encoding.claims import Claims
+from index.claims import Claims
 
-ROOT = Path(__file__).parents[3]
+ROOT = Path(__file__).parents[2]
 OTHER = """
 import sys
 from pathlib import Path
-from index.encoding.claims import Claims
+from index.claims import Claims
 claims = Claims(Path(sys.argv[1]))
 for line in sys.stdin:
     print(eval(line), flush=True)
