@@ -9,11 +9,11 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from fanoise.catalog.columns import ITEM
 from fanoise.errors import ArtifactError, InputError
 from index.ann import write_ann
 from index.encoding.intake import Intake, Taken, check_apart
 from index.encoding.progress import estimate_rows
-from index.encoding.shard import ITEM
 from index.factory import check_factory
 from index.generations import Writer, check_folder, room_needed, writing
 from index.held_out import read_queries, text_queries

@@ -8,10 +8,11 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from fanoise.catalog import Item
+from fanoise.catalog.columns import ITEM
 from fanoise.errors import InputError
 from fanoise.values import printable_text
 from index.encoding.rejects import Reject
-from index.encoding.shard import ITEM, is_one_of_several
+from index.encoding.shard import is_one_of_several
 from index.items import Items
 
 Existing = Literal["refuse", "replace", "require"]

@@ -8,10 +8,10 @@ import numpy as np
 import pyarrow as pa
 
 from fanoise.catalog import Item
+from fanoise.catalog.columns import ITEM
 from fanoise.errors import InputError
 from fanoise.values import printable_text
 from index.encoding.rejects import Reject
-from index.encoding.shard import ITEM
 from index.filters import Field
 from index.items import DUPLICATE_OF, Items
 

@@ -16,6 +16,8 @@ import pyarrow.parquet as pq
 GROUP_ROWS = 65_536
 GROUP_BYTES = 2 << 20
 """Of a row group as Arrow holds it: what is read for a single row of it, too."""
+UNREADABLE = (OSError, ValueError, KeyError, pa.ArrowException)
+"""What reading a file, or a column that it should have, may raise; not all errors of pyarrow are ValueErrors."""
 _BUFFER_BYTES = 1 << 20
 
 

@@ -10,12 +10,12 @@ from typing import TypeVar
 
 import faiss
 import numpy as np
-import pyarrow as pa
 
 from fanoise.errors import ArtifactError, one_line
 from index.faiss_file import read_index
 from index.items import Items
 from index.manifest import DELETED, FAISS_INDEX, ITEMS, REBUILD, VECTORS, Manifest
+from index.parquet import UNREADABLE
 from index.store import VectorStore, read_deleted
 from index.tuning import set_parameters
 
@@ -62,7 +62,7 @@ def _read(file: Path, reader: Callable[[Path], T]) -> T:
         return reader(file)
     except ArtifactError as error:
         raise ArtifactError(f"{error}; rebuild the index with {REBUILD}") from error
-    except (OSError, ValueError, KeyError, pa.ArrowException) as error:
+    except UNREADABLE as error:
         raise ArtifactError(f"{file} cannot be read ({one_line(error)}); rebuild the index with {REBUILD}") from error
 
 

@@ -12,12 +12,11 @@ from collections.abc import Collection, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-import pyarrow as pa
 from PIL import Image
 
 from fanoise.storage import sha256_file, share, sync_directory
 from index.manifest import THUMBNAILS
-from index.parquet import read_parquet
+from index.parquet import UNREADABLE, read_parquet
 
 LONGEST_SIDE = 320
 _SYNCED_AT_ONCE = 8
@@ -113,7 +112,7 @@ def _digests(items: Iterable[Path]) -> set[str] | None:
     for path in items:
         try:
             column = read_parquet(path, ["thumbnail_sha256"])["thumbnail_sha256"]
-        except (OSError, ValueError, KeyError, pa.ArrowException):
+        except UNREADABLE:
             return None
         found.update(column.drop_null().to_pylist())
     return found

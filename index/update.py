@@ -17,6 +17,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from fanoise.catalog.columns import ITEM
 from fanoise.errors import CatalogError, InputError
 from fanoise.values import printable_text
 from index.ann import Queries, tune_and_measure, write_ann
@@ -26,7 +27,6 @@ from index.encoding.earlier import write_earlier
 from index.encoding.intake import Intake, Taken, check_apart
 from index.encoding.plan import PlanFolder, remove_finished
 from index.encoding.rejects import read_rejects, write_rejects
-from index.encoding.shard import ITEM
 from index.factory import add_rows, check_factory
 from index.faiss_file import write_index
 from index.generations import Writer, writing

@@ -10,6 +10,7 @@ import pyarrow.parquet as pq
 
 from fanoise.errors import ArtifactError
 from index.manifest import ITEMS, VECTORS
+from index.parquet import UNREADABLE
 from index.store import Precision, VectorStore, VectorWriter, truncated
 from index.thumbnails import is_whole
 
@@ -42,7 +43,7 @@ class KnownRows:
                 if not _serves(store, dim, precision):
                     continue
                 row, key, thumbnail = _read_digests(folder / ITEMS, len(store))
-            except (ArtifactError, OSError, ValueError, KeyError, pa.ArrowException):
+            except (ArtifactError, *UNREADABLE):
                 continue
             keys.append(key)
             thumbnails.append(thumbnail)

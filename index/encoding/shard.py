@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from fanoise.catalog import Item, image_name
+from fanoise.catalog.columns import ITEM
 from fanoise.values import printable_text
 from index.encoding.cut import Shard
 from index.encoding.known import KnownRow, copy_rows
@@ -20,8 +21,6 @@ from index.items import ItemWriter
 from index.manifest import ITEMS, REJECTS, VECTORS
 from index.store import Precision, VectorWriter, truncated
 
-ITEM = "item"
-"""Field that read_catalog gives the images of one row, by which hits are grouped."""
 _SOON = 3
 """Batches that come before longer ones."""
 FILES = "files.json"
